@@ -1,0 +1,2 @@
+//! qbridge
+fn main() {}
