@@ -1,1 +1,10 @@
-//! bridge
+//! From query embeddings to an answer: projection, soft prompts, the llama.cpp
+//! engine, and bundles (one directory, one model).
+//!
+//! `bridge` knows nothing of HTTP or of the command line; both drive it through
+//! [`model::Model`].
+
+mod error;
+pub mod event;
+
+pub use error::{Error, ErrorKind, Result};
