@@ -16,6 +16,45 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The directory holds no manifest.
+    #[error("{}: no bundle.toml here, so this is not a bundle; make one with `qbridge bundle`", dir.display())]
+    NotABundle {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The manifest says something that cannot be honoured.
+    #[error("{}: {reason}", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Two parts of a model do not fit together.
+    #[error("{what} does not fit: {left}, but {right}")]
+    Mismatch {
+        /// The quantity.
+        what: String,
+        /// One part with its number.
+        left: String,
+        /// The other part with its number.
+        right: String,
+    },
+    /// The output is there already.
+    #[error("{}: exists already; choose another directory or remove it first", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Preprocessing, ViT or Q-Former.
+    #[error(transparent)]
+    Vision(#[from] qformer::Error),
+    /// A tensor operation of the projection.
+    #[error("projection: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The messages have no form in the model's prompt layout.
+    #[error(transparent)]
+    Prompt(#[from] prompts::Error),
     /// The prompt has more rows than the context has room for.
     #[error(
         "the prompt has {n_prompt_tokens} tokens and the context holds {n_ctx}: shorten the question or raise the context size"
@@ -32,6 +71,18 @@ pub enum Error {
         /// The queue's capacity.
         limit: usize,
     },
+    /// The prompt has no rows at all.
+    #[error("the prompt is empty: send some text or a picture")]
+    EmptyPrompt,
+    /// The layout begins with BOS, and the vocabulary has none.
+    #[error("the prompt layout begins with a BOS token, and the language model's vocabulary has none; choose another layout with `qbridge bundle --layout`")]
+    NoBos,
+    /// A batch of pictures failed on the device; the log has the cause.
+    #[error("the picture could not be encoded")]
+    VisionFailed,
+    /// A thread could not be started.
+    #[error("could not start a thread: {0}")]
+    Thread(#[source] std::io::Error),
     /// The engine has stopped, by request or after a failure.
     #[error("the engine has stopped")]
     Stopped,

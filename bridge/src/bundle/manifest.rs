@@ -1,0 +1,192 @@
+//! `bundle.toml`: what a bundle directory holds, as data.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use prompts::Layout;
+use qformer::config::{QFormerConfig, VisionConfig};
+use qformer::preprocess::Preprocessing;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The manifest's file name inside a bundle directory.
+pub const MANIFEST_FILE: &str = "bundle.toml";
+
+/// The manifest format that this version writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// A manifest is small; anything larger is not one.
+const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+
+/// Everything about a bundle but its weights.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this file's layout: [`FORMAT`].
+    pub format: u32,
+    /// Name of the model, as `/v1/models` lists it.
+    pub name: String,
+    /// Family of the vision side; `blip-2` is the one known so far.
+    pub family: String,
+    /// Query embeddings, and so soft-prompt rows, for a picture.
+    pub num_query_tokens: usize,
+    /// The frozen ViT.
+    pub vision: VisionConfig,
+    /// The Q-Former.
+    pub qformer: QFormerConfig,
+    /// How pictures become pixels.
+    pub preprocessing: Preprocessing,
+    /// How text and pictures are laid out in a prompt.
+    pub prompt: Layout,
+    /// Generation defaults.
+    #[serde(default)]
+    pub generation: GenerationDefaults,
+    /// Where the parts came from.
+    pub source: Source,
+    /// Licence of each part, by part name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub licenses: BTreeMap<String, String>,
+    /// The weight files.
+    pub files: Files,
+}
+
+/// What a request gets where it says nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GenerationDefaults {
+    /// Most tokens of an answer.
+    pub max_tokens: usize,
+    /// Sampling temperature; 0 is greedy.
+    pub temperature: f32,
+    /// Token ids that end an answer, beside those the GGUF names itself.
+    pub stop_ids: Vec<i32>,
+}
+
+impl Default for GenerationDefaults {
+    fn default() -> Self {
+        Self {
+            max_tokens: 256,
+            temperature: 0.0,
+            stop_ids: Vec::new(),
+        }
+    }
+}
+
+/// Where the parts of a bundle came from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Name of the checkpoint directory.
+    pub checkpoint: String,
+    /// Name of the GGUF file.
+    pub llm: String,
+    /// The program and version that wrote the bundle.
+    pub created_by: String,
+}
+
+/// The weight files of a bundle.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// `vision_model.*`.
+    pub vision: FileEntry,
+    /// `query_tokens` and `qformer.*`.
+    pub qformer: FileEntry,
+    /// `language_projection.*`.
+    pub projection: FileEntry,
+    /// The language model.
+    pub llm: FileEntry,
+}
+
+impl Files {
+    /// Part names with their entries, in the order of the pipeline.
+    pub fn parts(&self) -> [(&'static str, &FileEntry); 4] {
+        [
+            ("vision", &self.vision),
+            ("qformer", &self.qformer),
+            ("projection", &self.projection),
+            ("llm", &self.llm),
+        ]
+    }
+}
+
+/// One file of a bundle.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// File name inside the bundle directory.
+    pub path: String,
+    /// Size in bytes, checked whenever the bundle is opened.
+    pub bytes: u64,
+    /// SHA-256 in lowercase hex, checked by `qbridge inspect --verify`.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Reads and checks `dir/bundle.toml`.
+    ///
+    /// # Errors
+    /// The file is missing, is not TOML of this shape, or names a format,
+    /// family or path that cannot be honoured.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(MANIFEST_FILE);
+        let size = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NotABundle { dir: dir.to_owned() });
+            }
+            Err(source) => return Err(Error::Io { path, source }),
+        };
+        let invalid = |reason: String| Error::Manifest {
+            path: path.clone(),
+            reason,
+        };
+        if size > MAX_MANIFEST_BYTES {
+            return Err(invalid(format!(
+                "{size} bytes is too large for a manifest (limit {MAX_MANIFEST_BYTES})"
+            )));
+        }
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let manifest: Self =
+            toml::from_str(&text).map_err(|error| invalid(error.to_string().trim().to_owned()))?;
+        manifest.check().map_err(invalid)?;
+        Ok(manifest)
+    }
+
+    /// The manifest as TOML.
+    ///
+    /// # Errors
+    /// A value has no TOML form.
+    pub(super) fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!(
+                "format = {}, and this version of qbridge reads format {FORMAT}",
+                self.format
+            ));
+        }
+        if self.family != "blip-2" {
+            return Err(format!(
+                "family = {:?} is not known (known: \"blip-2\")",
+                self.family
+            ));
+        }
+        for (part, entry) in self.files.parts() {
+            let path = Path::new(&entry.path);
+            if path.file_name().is_none_or(|name| name != path.as_os_str()) {
+                return Err(format!(
+                    "files.{part}.path = {:?} must be a file name inside the bundle",
+                    entry.path
+                ));
+            }
+        }
+        if let Some(id) = self.generation.stop_ids.iter().find(|id| **id < 0) {
+            return Err(format!("generation.stop_ids holds {id}, a negative token id"));
+        }
+        Ok(())
+    }
+}

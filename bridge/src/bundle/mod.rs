@@ -1,0 +1,211 @@
+//! A bundle: one directory that is one model.
+//!
+//! `bundle.toml` says what is inside; `vision.safetensors`,
+//! `qformer.safetensors` and `projection.safetensors` keep the checkpoint's
+//! tensor names; a GGUF is the language model. Whatever does not fit together
+//! is refused when the bundle is opened, before weights are read.
+
+mod create;
+mod manifest;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+pub use create::{CreateOptions, create};
+pub use manifest::{FileEntry, Files, GenerationDefaults, MANIFEST_FILE, Manifest, Source};
+use qformer::checkpoint::Checkpoint;
+use sha2::{Digest, Sha256};
+
+use crate::language_model::GgufInfo;
+use crate::{Error, Result};
+
+/// An opened bundle: its manifest read, its parts found to fit together.
+#[derive(Debug)]
+pub struct Bundle {
+    dir: PathBuf,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    llm: GgufInfo,
+}
+
+impl Bundle {
+    /// Opens `dir`: reads the manifest and the headers of all parts.
+    ///
+    /// # Errors
+    /// A part is missing, has another size than the manifest says, is not
+    /// what its name says, or does not fit the others: the message names
+    /// both files and both numbers.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let manifest = Manifest::read(dir)?;
+        for (part, entry) in manifest.files.parts() {
+            let path = dir.join(&entry.path);
+            let bytes = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
+            if bytes != entry.bytes {
+                return Err(Error::Manifest {
+                    path: dir.join(MANIFEST_FILE),
+                    reason: format!(
+                        "files.{part} has {} bytes, and {} on disk has {bytes}: the file was cut short or replaced; make the bundle again",
+                        entry.bytes,
+                        path.display()
+                    ),
+                });
+            }
+        }
+        let files = &manifest.files;
+        let checkpoint = Checkpoint::from_files(&[
+            dir.join(&files.vision.path),
+            dir.join(&files.qformer.path),
+            dir.join(&files.projection.path),
+        ])?;
+        let llm_path = dir.join(&files.llm.path);
+        let llm = GgufInfo::read(&llm_path)?;
+        check_fit(&manifest, &checkpoint, &llm, &llm_path)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            manifest,
+            checkpoint,
+            llm,
+        })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The tensors of vision, Q-Former and projection, memory-mapped.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// What the GGUF's header says.
+    pub fn llm(&self) -> &GgufInfo {
+        &self.llm
+    }
+
+    /// Path of the GGUF.
+    pub fn llm_path(&self) -> PathBuf {
+        self.dir.join(&self.manifest.files.llm.path)
+    }
+
+    /// Reads every file once and compares its SHA-256 with the manifest's.
+    /// `progress` is told the bytes read since it was last called.
+    ///
+    /// # Errors
+    /// A file cannot be read or has another hash.
+    pub fn verify(&self, progress: &dyn Fn(u64)) -> Result<()> {
+        for (part, entry) in self.manifest.files.parts() {
+            let path = self.dir.join(&entry.path);
+            let found = sha256_file(&path, progress)?;
+            if found != entry.sha256 {
+                return Err(Error::Manifest {
+                    path: self.dir.join(MANIFEST_FILE),
+                    reason: format!(
+                        "files.{part}.sha256 is {}, and {} on disk has {found}",
+                        entry.sha256,
+                        path.display()
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses parts that do not fit together, naming both files and numbers.
+fn check_fit(
+    manifest: &Manifest,
+    checkpoint: &Checkpoint,
+    llm: &GgufInfo,
+    llm_path: &Path,
+) -> Result<()> {
+    let mismatch = |what: &str, left: String, right: String| {
+        Err(Error::Mismatch {
+            what: what.to_owned(),
+            left,
+            right,
+        })
+    };
+    if manifest.qformer.encoder_hidden_size != manifest.vision.hidden_size {
+        return mismatch(
+            "vision width",
+            format!("the Q-Former reads rows of {}", manifest.qformer.encoder_hidden_size),
+            format!("the vision tower gives rows of {}", manifest.vision.hidden_size),
+        );
+    }
+    if manifest.preprocessing.size != manifest.vision.image_size {
+        return mismatch(
+            "picture size",
+            format!("preprocessing makes {0} x {0} pixels", manifest.preprocessing.size),
+            format!("the vision tower takes {0} x {0}", manifest.vision.image_size),
+        );
+    }
+    let name = "query_tokens";
+    let shape = checkpoint.shape(name)?;
+    let expected = [1, manifest.num_query_tokens, manifest.qformer.hidden_size];
+    if shape != expected {
+        return mismatch(
+            "query tokens",
+            format!("{} holds {name} {shape:?}", checkpoint.file_of(name)?.display()),
+            format!("{MANIFEST_FILE} says {expected:?}"),
+        );
+    }
+    let name = "language_projection.weight";
+    let shape = checkpoint.shape(name)?;
+    let expected = [llm.n_embd, manifest.qformer.hidden_size];
+    if shape != expected {
+        return mismatch(
+            "projection",
+            format!("{} holds {name} {shape:?}", checkpoint.file_of(name)?.display()),
+            format!(
+                "{} ({}) with n_embd {} and a Q-Former of {} need {expected:?}",
+                llm_path.display(),
+                llm.architecture,
+                llm.n_embd,
+                manifest.qformer.hidden_size
+            ),
+        );
+    }
+    if let Some(id) = manifest
+        .generation
+        .stop_ids
+        .iter()
+        .find(|id| usize::try_from(**id).is_ok_and(|id| id >= llm.n_vocab))
+    {
+        return mismatch(
+            "vocabulary",
+            format!("{MANIFEST_FILE} stops on token {id}"),
+            format!("{} has {} tokens", llm_path.display(), llm.n_vocab),
+        );
+    }
+    Ok(())
+}
+
+/// SHA-256 of a file in lowercase hex.
+fn sha256_file(path: &Path, progress: &dyn Fn(u64)) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(Error::io(path))?;
+        if n == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..n]);
+        progress(n as u64);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,224 @@
+//! A bundle at work: messages and pictures in, events out.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+use prompts::{ChatTemplate, Message, Segment};
+use tokio::sync::mpsc::{Receiver, channel};
+
+use crate::bundle::{Bundle, Manifest};
+use crate::engine::{CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequence};
+use crate::event::{Event, Timings};
+use crate::image_encoder::ImageEncoder;
+use crate::language_model::LanguageModel;
+use crate::prompt::{Piece, tokenize};
+use crate::vision_worker::{Job, VisionWorker};
+use crate::{Error, Result};
+
+/// Events that may wait for a slow reader; when as many do, its sequence
+/// pauses.
+const EVENT_CAPACITY: usize = 64;
+
+/// Longest context that is taken without being asked for: memory for the KV
+/// cache grows with it.
+const DEFAULT_MAX_CONTEXT: usize = 4096;
+
+/// How to run a bundle.
+#[derive(Debug, Clone)]
+pub struct ModelOptions {
+    /// Sequences that decode together.
+    pub slots: usize,
+    /// Rows of context for each sequence; the model's own, at most 4096, where
+    /// none is given.
+    pub n_ctx: Option<usize>,
+    /// Type of the KV cache.
+    pub cache_type: CacheType,
+    /// Threads of the language model; one for each physical core where none
+    /// is given.
+    pub threads: Option<usize>,
+    /// Requests that may wait.
+    pub queue: usize,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self {
+            slots: 1,
+            n_ctx: None,
+            cache_type: CacheType::F16,
+            threads: None,
+            queue: 64,
+        }
+    }
+}
+
+/// What to say to the model.
+#[derive(Debug, Clone)]
+pub enum Prompt {
+    /// Messages, laid out as the model's family does.
+    Chat(Vec<Message>),
+    /// Text without a template; pictures stand where the family puts them.
+    Raw(String),
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What to say.
+    pub prompt: Prompt,
+    /// Encoded picture files, in the order in which the prompt counts them.
+    pub images: Vec<Arc<[u8]>>,
+    /// Most tokens of the answer; the bundle's default where none is given.
+    pub max_tokens: Option<usize>,
+    /// How to choose tokens.
+    pub sampling: Sampling,
+    /// Strings that end the answer, beside the layout's own.
+    pub stop: Vec<String>,
+}
+
+/// A loaded bundle: one vision thread, one engine thread.
+pub struct Model {
+    manifest: Manifest,
+    template: Option<ChatTemplate>,
+    language_model: Arc<LanguageModel>,
+    // Declared before the engine: it hands work over to it until it is joined.
+    vision: VisionWorker,
+    engine: Arc<Engine>,
+    n_ctx: usize,
+}
+
+impl Model {
+    /// Opens a bundle and loads it.
+    ///
+    /// # Errors
+    /// The bundle is not whole, its parts do not fit together, or a part
+    /// cannot be loaded.
+    pub fn open(dir: &Path, options: &ModelOptions) -> Result<Self> {
+        let bundle = Bundle::open(dir)?;
+        let device = default_device()?;
+        let encoder = ImageEncoder::from_bundle(&bundle, &device)?;
+        let language_model = Arc::new(LanguageModel::load(&bundle.llm_path())?);
+        let n_ctx = options
+            .n_ctx
+            .unwrap_or_else(|| language_model.n_ctx_train().min(DEFAULT_MAX_CONTEXT));
+        let engine = Arc::new(Engine::start(
+            language_model.clone(),
+            EngineOptions {
+                slots: options.slots,
+                n_ctx,
+                cache_type: options.cache_type,
+                threads: options.threads,
+                queue: options.queue,
+                ..EngineOptions::default()
+            },
+        )?);
+        let manifest = bundle.manifest().clone();
+        Ok(Self {
+            template: language_model.chat_template(),
+            vision: VisionWorker::start(encoder, engine.clone(), options.queue)?,
+            engine,
+            language_model,
+            manifest,
+            n_ctx,
+        })
+    }
+
+    /// The bundle's manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Rows of context for each sequence.
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
+    }
+
+    /// Starts a request. Its events come over the returned channel; dropping
+    /// the receiver cancels it. Blocks no longer than rendering and
+    /// tokenizing the text take.
+    ///
+    /// # Errors
+    /// The messages have no form in this model's layout, the prompt does not
+    /// fit the context, or the queue is full. A picture at fault is told by
+    /// the first event.
+    pub fn submit(&self, request: Request) -> Result<Receiver<Event>> {
+        let segments = self.render(&request)?;
+        let pieces = tokenize(&segments, &self.language_model)?;
+        let n_prompt_tokens = self.count_rows(&pieces);
+        if n_prompt_tokens == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        if n_prompt_tokens >= self.n_ctx {
+            return Err(Error::ContextLengthExceeded {
+                n_prompt_tokens,
+                n_ctx: self.n_ctx,
+            });
+        }
+        let defaults = &self.manifest.generation;
+        let mut stop = self.manifest.prompt.stop().to_vec();
+        stop.extend(request.stop);
+        let (events, receiver) = channel(EVENT_CAPACITY);
+        let mut sequence = Sequence {
+            prompt: Vec::new(),
+            max_tokens: request.max_tokens.unwrap_or(defaults.max_tokens),
+            sampling: request.sampling,
+            stop_ids: defaults.stop_ids.clone(),
+            stop,
+            timings: Timings::default(),
+            events,
+        };
+        if pieces.iter().any(|piece| matches!(piece, Piece::Image(_))) {
+            self.vision.submit(Job {
+                images: request.images,
+                pieces,
+                sequence,
+            })?;
+        } else {
+            sequence.prompt = pieces
+                .into_iter()
+                .filter_map(|piece| match piece {
+                    Piece::Tokens(ids) => Some(PromptPart::Tokens(ids)),
+                    Piece::Image(_) => None,
+                })
+                .collect();
+            self.engine.submit(sequence)?;
+        }
+        Ok(receiver)
+    }
+
+    fn render(&self, request: &Request) -> Result<Vec<Segment>> {
+        let layout = &self.manifest.prompt;
+        let n_images = request.images.len();
+        Ok(match &request.prompt {
+            Prompt::Chat(messages) => {
+                layout.render(messages, n_images, self.template.as_ref())?
+            }
+            Prompt::Raw(text) => layout.render_raw(text, n_images)?,
+        })
+    }
+
+    fn count_rows(&self, pieces: &[Piece]) -> usize {
+        pieces
+            .iter()
+            .map(|piece| match piece {
+                Piece::Tokens(ids) => ids.len(),
+                Piece::Image(_) => self.manifest.num_query_tokens,
+            })
+            .sum()
+    }
+}
+
+/// The GPU where this build has one and the machine too, else the CPU.
+///
+/// # Errors
+/// The GPU is there but fails.
+pub fn default_device() -> Result<Device> {
+    if cfg!(feature = "cuda") && candle_core::utils::cuda_is_available() {
+        return Ok(Device::new_cuda(0)?);
+    }
+    if cfg!(feature = "metal") && candle_core::utils::metal_is_available() {
+        return Ok(Device::new_metal(0)?);
+    }
+    Ok(Device::Cpu)
+}
