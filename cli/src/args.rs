@@ -1,0 +1,234 @@
+//! The command line as typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Pictures to any GGUF language model.
+#[derive(Debug, Parser)]
+#[command(
+    name = "qbridge",
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.\nLogs go to stderr; QBRIDGE_LOG=debug shows more."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One command each.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Ask a question about a picture
+    Ask(AskArgs),
+    /// Caption pictures, one JSON line each
+    Caption(CaptionArgs),
+    /// Write a picture's tensors, without a language model
+    Encode(EncodeArgs),
+    /// Put a bundle together from a checkpoint and a GGUF
+    Bundle(BundleArgs),
+    /// Print what a bundle holds
+    Inspect(InspectArgs),
+    /// Serve a bundle over OpenAI's chat completions API
+    Serve(ServeArgs),
+}
+
+/// How to run the language model.
+#[derive(Debug, Args)]
+pub struct EngineArgs {
+    /// Type of the KV cache
+    #[arg(long, value_enum, default_value_t = CacheType::F16, env = "QBRIDGE_CACHE_TYPE")]
+    pub cache_type: CacheType,
+    /// Context for each sequence, in tokens [default: the model's, at most 4096]
+    #[arg(long, env = "QBRIDGE_CTX_SIZE", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ctx_size: Option<u32>,
+    /// Threads of the language model [default: one for each physical core]
+    #[arg(long, env = "QBRIDGE_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// Element type of the KV cache.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CacheType {
+    /// Half precision: half the memory of f32
+    F16,
+    /// Full precision: answers equal the f32 reference
+    F32,
+    /// 8-bit blocks: a quarter of f32's memory
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+/// How to choose tokens.
+#[derive(Debug, Args)]
+pub struct GenerationArgs {
+    /// Most tokens of an answer [default: the bundle's]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: Option<u32>,
+    /// Sampling temperature; 0 always takes the likeliest token [default: the bundle's]
+    #[arg(long, value_parser = parse_temperature)]
+    pub temperature: Option<f32>,
+    /// Seed of the sampling, for answers that can be repeated
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value.is_finite() && (0.0..=2.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to 2".to_owned()),
+    }
+}
+
+/// `qbridge ask`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  qbridge ask demo cat.png \"what is this?\"
+  qbridge ask demo cat.png \"is this an animal?\" --json | jq -r .text
+  qbridge ask blip2-opt cat.png \"Question: what is this? Answer:\" --raw
+  curl -s https://example.com/cat.png | qbridge ask demo - \"what is this?\"")]
+pub struct AskArgs {
+    /// Bundle directory
+    pub bundle: PathBuf,
+    /// Picture file (PNG, JPEG, WebP, GIF, BMP, TIFF), or - for standard input
+    pub image: PathBuf,
+    /// The question
+    pub question: String,
+    /// Send the question as it is, without the prompt template
+    #[arg(long)]
+    pub raw: bool,
+    /// Print one JSON object when done, instead of streaming text
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub generation: GenerationArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub engine: EngineArgs,
+}
+
+/// `qbridge caption`
+#[derive(Debug, Args)]
+#[command(after_help = "Prints {\"image\", \"text\", \"finish_reason\", \"usage\"} for each picture, in the order given,
+or {\"image\", \"error\"} for one that failed; the others go on, and the exit code is 1.
+
+Examples:
+  qbridge caption demo photos/*.jpg > captions.jsonl
+  qbridge caption demo a.png b.png | jq -r '[.image, .text] | @tsv'")]
+pub struct CaptionArgs {
+    /// Bundle directory
+    pub bundle: PathBuf,
+    /// Picture files
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// What to ask for [default: the bundle's caption prompt]
+    #[arg(long)]
+    pub prompt: Option<String>,
+    /// Pictures in flight at once
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub slots: u16,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub generation: GenerationArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub engine: EngineArgs,
+}
+
+/// `qbridge encode`
+#[derive(Debug, Args)]
+#[command(after_help = "Tensors, all f32: pixels [1, 3, S, S], vision [1, patches + 1, vision width],
+queries [1, queries, Q-Former width], soft_prompt [1, queries, n_embd].
+
+Examples:
+  qbridge encode demo cat.png --out cat.safetensors
+  qbridge encode blip2-opt-2.7b/ cat.png --repeat 10 --timings")]
+pub struct EncodeArgs {
+    /// Bundle directory, or a checkpoint directory that transformers saved
+    pub model: PathBuf,
+    /// Picture file, or - for standard input
+    pub image: PathBuf,
+    /// Where to write the tensors
+    #[arg(long, required_unless_present = "timings")]
+    pub out: Option<PathBuf>,
+    /// Encode this many times
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: u32,
+    /// Print {"seconds", "preprocess", "forward"} for each repetition
+    #[arg(long)]
+    pub timings: bool,
+}
+
+/// `qbridge bundle`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  qbridge bundle my-blip2/ --llm model.gguf --out my-bundle
+  qbridge bundle my-bridge/ --llm smollm2.gguf --layout chat-template --out demo
+  qbridge bundle my-bridge/ --llm smollm2.gguf --layout prompt.toml --out demo")]
+pub struct BundleArgs {
+    /// Directory that transformers saved: config.json, preprocessor_config.json, safetensors
+    pub checkpoint: PathBuf,
+    /// The language model
+    #[arg(long)]
+    pub llm: PathBuf,
+    /// Directory to make; must not exist
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Name of the model [default: the output directory's]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Prompt layout: blip2, minigpt4, chat-template, or a TOML file [default: blip2]
+    #[arg(long)]
+    pub layout: Option<String>,
+    /// Licence of a part, as PART=NAME; may be repeated
+    #[arg(long = "license", value_name = "PART=NAME", value_parser = parse_license)]
+    pub licenses: Vec<(String, String)>,
+}
+
+fn parse_license(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .filter(|(part, name)| !part.is_empty() && !name.is_empty())
+        .map(|(part, name)| (part.to_owned(), name.to_owned()))
+        .ok_or_else(|| "expected PART=NAME, for example llm=Apache-2.0".to_owned())
+}
+
+/// `qbridge inspect`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  qbridge inspect demo
+  qbridge inspect demo --verify")]
+pub struct InspectArgs {
+    /// Bundle directory
+    pub bundle: PathBuf,
+    /// Also read every file and compare its SHA-256
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// `qbridge serve`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  qbridge serve demo
+  qbridge serve demo --host 0.0.0.0 --port 9000 --slots 8")]
+pub struct ServeArgs {
+    /// Bundle directory
+    pub bundle: PathBuf,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", env = "QBRIDGE_HOST")]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 8080, env = "QBRIDGE_PORT")]
+    pub port: u16,
+    /// Requests that generate at once
+    #[arg(long, default_value_t = 4, env = "QBRIDGE_SLOTS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub slots: u16,
+    /// Requests that may wait beside those; more are told to come back later
+    #[arg(long, default_value_t = 64, env = "QBRIDGE_QUEUE", value_parser = clap::value_parser!(u16).range(1..))]
+    pub queue: u16,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub engine: EngineArgs,
+}

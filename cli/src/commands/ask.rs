@@ -1,0 +1,86 @@
+//! `qbridge ask`: one picture, one question.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use bridge::ErrorKind;
+use bridge::event::{FinishReason, Timings, Usage};
+use bridge::model::{Prompt, Request};
+use prompts::{Message, Part, Role};
+use serde::Serialize;
+
+use super::{collect, open_model, print_json, sampling};
+use crate::args::AskArgs;
+use crate::input::read_image;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    text: &'a str,
+    token_ids: &'a [i32],
+    finish_reason: FinishReason,
+    usage: Usage,
+    timings: Timings,
+}
+
+/// Runs the command.
+pub fn run(args: &AskArgs) -> Result<ExitCode> {
+    if !args.raw && args.question.trim().is_empty() {
+        bail!("the question is empty; ask something, or use --raw to send nothing but the picture");
+    }
+    let image = read_image(&args.image)?;
+    let model = open_model(&args.bundle, &args.engine, 1)?;
+    let prompt = if args.raw {
+        Prompt::Raw(args.question.clone())
+    } else {
+        Prompt::Chat(vec![Message {
+            role: Role::User,
+            parts: vec![Part::Image(0), Part::Text(args.question.clone())],
+        }])
+    };
+    let mut events = model.submit(Request {
+        prompt,
+        images: vec![image],
+        max_tokens: args.generation.max_tokens.map(|n| n as usize),
+        sampling: sampling(&args.generation, &model.manifest().generation),
+        stop: Vec::new(),
+    })?;
+    let mut out = std::io::stdout().lock();
+    let answer = collect(&mut events, |text| {
+        if args.json || text.is_empty() {
+            return Ok(());
+        }
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    });
+    let answer = match answer {
+        Err(error) if concerns_image(&error) => {
+            return Err(error).with_context(|| args.image.display().to_string());
+        }
+        answer => answer?,
+    };
+    if args.json {
+        drop(out);
+        print_json(&Output {
+            text: &answer.text,
+            token_ids: &answer.token_ids,
+            finish_reason: answer.summary.finish_reason,
+            usage: answer.summary.usage,
+            timings: answer.summary.timings,
+        })?;
+    } else {
+        writeln!(out)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a picture is at fault, so that its file should be named.
+fn concerns_image(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<bridge::Error>().is_some_and(|error| {
+        matches!(
+            error.kind(),
+            ErrorKind::InvalidImage | ErrorKind::ImageTooLarge
+        )
+    })
+}

@@ -1,0 +1,100 @@
+//! `qbridge caption`: many pictures, one JSON line each.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bridge::event::{Event, FinishReason, Usage};
+use bridge::model::{Model, Prompt, Request};
+use prompts::{Message, Part, Role};
+use serde::Serialize;
+use tokio::sync::mpsc::Receiver;
+
+use super::{collect, open_model, print_json, sampling};
+use crate::args::CaptionArgs;
+use crate::input::read_image;
+use crate::progress;
+
+/// One line of output.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Line {
+    Caption {
+        image: String,
+        text: String,
+        finish_reason: FinishReason,
+        usage: Usage,
+    },
+    Failed {
+        image: String,
+        error: String,
+    },
+}
+
+/// Runs the command.
+pub fn run(args: &CaptionArgs) -> Result<ExitCode> {
+    let model = open_model(&args.bundle, &args.engine, args.slots)?;
+    let bar = progress::pictures(args.images.len());
+    let mut in_flight: VecDeque<(&Path, Result<Receiver<Event>>)> = VecDeque::new();
+    let mut images = args.images.iter();
+    let mut failed = false;
+    loop {
+        while in_flight.len() < usize::from(args.slots) {
+            let Some(image) = images.next() else { break };
+            in_flight.push_back((image, submit(&model, image, args)));
+        }
+        let Some((image, events)) = in_flight.pop_front() else {
+            break;
+        };
+        let image = image.display().to_string();
+        let answer = events.and_then(|mut events| collect(&mut events, |_| Ok(())));
+        let line = match answer {
+            Ok(answer) => Line::Caption {
+                image,
+                text: answer.text.trim().to_owned(),
+                finish_reason: answer.summary.finish_reason,
+                usage: answer.summary.usage,
+            },
+            Err(error) => {
+                failed = true;
+                Line::Failed {
+                    image,
+                    error: format!("{error:#}"),
+                }
+            }
+        };
+        bar.suspend(|| print_json(&line))?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn submit(model: &Model, image: &Path, args: &CaptionArgs) -> Result<Receiver<Event>> {
+    let file = read_image(image)?;
+    let manifest = model.manifest();
+    let text = args
+        .prompt
+        .clone()
+        .unwrap_or_else(|| manifest.prompt.caption_prompt().to_owned());
+    let prompt = if text.is_empty() {
+        Prompt::Raw(text)
+    } else {
+        Prompt::Chat(vec![Message {
+            role: Role::User,
+            parts: vec![Part::Image(0), Part::Text(text)],
+        }])
+    };
+    Ok(model.submit(Request {
+        prompt,
+        images: vec![file],
+        max_tokens: args.generation.max_tokens.map(|n| n as usize),
+        sampling: sampling(&args.generation, &manifest.generation),
+        stop: Vec::new(),
+    })?)
+}

@@ -1,0 +1,76 @@
+//! `qbridge inspect`: what a bundle holds.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bridge::bundle::Bundle;
+
+use crate::args::InspectArgs;
+use crate::progress;
+
+/// Runs the command.
+pub fn run(args: &InspectArgs) -> Result<ExitCode> {
+    let bundle = Bundle::open(&args.bundle)?;
+    let manifest = bundle.manifest();
+    let (vision, qformer, llm) = (&manifest.vision, &manifest.qformer, bundle.llm());
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{} ({})", manifest.name, manifest.family)?;
+    writeln!(
+        out,
+        "  vision      {} layers, {} wide, {} heads, patch {}, {} px",
+        vision.num_hidden_layers,
+        vision.hidden_size,
+        vision.num_attention_heads,
+        vision.patch_size,
+        vision.image_size
+    )?;
+    writeln!(
+        out,
+        "  Q-Former    {} queries, {} layers, {} wide, {} heads, cross-attention every {}",
+        manifest.num_query_tokens,
+        qformer.num_hidden_layers,
+        qformer.hidden_size,
+        qformer.num_attention_heads,
+        qformer.cross_attention_frequency
+    )?;
+    writeln!(
+        out,
+        "  projection  {} to {}",
+        qformer.hidden_size, llm.n_embd
+    )?;
+    writeln!(
+        out,
+        "  LLM         {}, {} wide, {} tokens, context {} ({})",
+        llm.architecture, llm.n_embd, llm.n_vocab, llm.n_ctx_train, manifest.source.llm
+    )?;
+    writeln!(out, "  prompt      {}", manifest.prompt.name())?;
+    writeln!(
+        out,
+        "  generation  {} tokens at most, temperature {}",
+        manifest.generation.max_tokens, manifest.generation.temperature
+    )?;
+    writeln!(
+        out,
+        "  source      {}, by {}",
+        manifest.source.checkpoint, manifest.source.created_by
+    )?;
+    for (part, license) in &manifest.licenses {
+        writeln!(out, "  licence     {part}: {license}")?;
+    }
+    for (part, entry) in manifest.files.parts() {
+        writeln!(
+            out,
+            "  {part:<11} {} ({} bytes, sha256 {})",
+            entry.path, entry.bytes, entry.sha256
+        )?;
+    }
+    if args.verify {
+        let total = manifest.files.parts().iter().map(|(_, e)| e.bytes).sum();
+        let bar = progress::bytes(total, "verifying");
+        bundle.verify(&|n| bar.inc(n))?;
+        bar.finish_and_clear();
+        writeln!(out, "  every SHA-256 is as the manifest says")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

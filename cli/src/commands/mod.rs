@@ -1,0 +1,95 @@
+//! One module a command.
+
+pub mod ask;
+pub mod bundle;
+pub mod caption;
+pub mod encode;
+pub mod inspect;
+pub mod serve;
+
+use anyhow::Result;
+use bridge::bundle::GenerationDefaults;
+use bridge::engine::Sampling;
+use bridge::event::{Event, Summary};
+use bridge::model::{Model, ModelOptions};
+use serde::Serialize;
+use tokio::sync::mpsc::Receiver;
+
+use crate::args::{CacheType, EngineArgs, GenerationArgs};
+use crate::progress;
+
+/// Opens a bundle with a spinner beside it.
+fn open_model(bundle: &std::path::Path, engine: &EngineArgs, slots: u16) -> Result<Model> {
+    let spinner = progress::spinner(format!("loading {}", bundle.display()));
+    let model = Model::open(bundle, &model_options(engine, slots))?;
+    spinner.finish_and_clear();
+    Ok(model)
+}
+
+fn model_options(engine: &EngineArgs, slots: u16) -> ModelOptions {
+    ModelOptions {
+        slots: usize::from(slots),
+        n_ctx: engine.ctx_size.map(|n| n as usize),
+        cache_type: match engine.cache_type {
+            CacheType::F16 => bridge::engine::CacheType::F16,
+            CacheType::F32 => bridge::engine::CacheType::F32,
+            CacheType::Q8_0 => bridge::engine::CacheType::Q8_0,
+        },
+        threads: engine.threads.map(usize::from),
+        ..ModelOptions::default()
+    }
+}
+
+fn sampling(args: &GenerationArgs, defaults: &GenerationDefaults) -> Sampling {
+    Sampling {
+        temperature: args.temperature.unwrap_or(defaults.temperature),
+        seed: args.seed,
+        ..Sampling::default()
+    }
+}
+
+/// A whole answer.
+#[derive(Debug)]
+struct Answer {
+    text: String,
+    token_ids: Vec<i32>,
+    summary: Summary,
+}
+
+/// Reads events to the end; `on_text` sees each piece of text as it comes.
+fn collect(
+    events: &mut Receiver<Event>,
+    mut on_text: impl FnMut(&str) -> std::io::Result<()>,
+) -> Result<Answer> {
+    let mut text = String::new();
+    let mut token_ids = Vec::new();
+    loop {
+        match events.blocking_recv() {
+            Some(Event::Token { id, text: piece }) => {
+                on_text(&piece)?;
+                text.push_str(&piece);
+                token_ids.push(id);
+            }
+            Some(Event::Done(summary)) => {
+                on_text(&summary.text)?;
+                text.push_str(&summary.text);
+                return Ok(Answer {
+                    text,
+                    token_ids,
+                    summary,
+                });
+            }
+            Some(Event::Error(error)) => return Err(error.into()),
+            None => return Err(bridge::Error::Stopped.into()),
+        }
+    }
+}
+
+/// Prints one JSON line.
+fn print_json(value: &impl Serialize) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, value).map_err(std::io::Error::from)?;
+    writeln!(out)?;
+    Ok(out.flush()?)
+}
