@@ -1,1 +1,168 @@
-//! tests
+//! What the end-to-end tests share: the built program, golden files, the demo
+//! bundle, and a server that stops with the test.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// Folder of the golden files.
+pub fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("golden")
+        .join(path)
+}
+
+/// Folder of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The built program: `QBRIDGE_BIN`, or the one beside the test's own binary.
+///
+/// # Panics
+/// There is none.
+pub fn qbridge_path() -> PathBuf {
+    let path = std::env::var_os("QBRIDGE_BIN").map_or_else(
+        || {
+            let test = std::env::current_exe().expect("path of this test");
+            test.with_file_name("../qbridge")
+        },
+        PathBuf::from,
+    );
+    assert!(
+        path.exists(),
+        "{} is not there: run `make e2e`, which builds it first",
+        path.display()
+    );
+    path
+}
+
+/// The program with arguments, its logs silent.
+pub fn qbridge<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(qbridge_path());
+    command.args(args).env("QBRIDGE_LOG", "error").stdin(Stdio::null());
+    command
+}
+
+/// Runs a command that must succeed; its standard output.
+///
+/// # Panics
+/// It fails, or its output is not UTF-8.
+pub fn stdout(command: &mut Command) -> String {
+    let output = command.output().expect("the program starts");
+    assert!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Runs a command that must fail as bad input does: exit code 1, nothing on
+/// standard output, one line on standard error, which is returned.
+///
+/// # Panics
+/// It does anything else.
+pub fn one_line_error(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().expect("the program starts");
+    let stderr = String::from_utf8(stderr).expect("UTF-8");
+    assert_eq!(status.code(), Some(1), "{command:?}: {stderr}");
+    assert!(stdout.is_empty(), "{command:?} wrote to standard output");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{command:?}: {stderr}");
+    stderr.trim_end().to_owned()
+}
+
+/// The demo bundle, as `make e2e` makes it.
+///
+/// # Panics
+/// `QBRIDGE_DEMO_BUNDLE` does not name it.
+pub fn demo_bundle() -> PathBuf {
+    std::env::var_os("QBRIDGE_DEMO_BUNDLE")
+        .map(PathBuf::from)
+        .expect("QBRIDGE_DEMO_BUNDLE is not set: run `make e2e`, which makes the demo bundle first")
+}
+
+/// A running `qbridge serve`, stopped when dropped.
+pub struct Server {
+    process: Child,
+    /// `http://127.0.0.1:PORT/v1`
+    pub url: String,
+}
+
+impl Server {
+    /// Starts a server on a free port and waits until it listens.
+    ///
+    /// # Panics
+    /// It does not come up.
+    pub fn start(bundle: &Path, args: &[&str]) -> Self {
+        let mut process = qbridge(["serve", "--port", "0"])
+            .arg(bundle)
+            .args(args)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let mut lines = BufReader::new(process.stderr.take().expect("stderr")).lines();
+        let url = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| Some(line[line.find("http://")?..].trim().to_owned()))
+            .expect("the server says where it listens");
+        // Keeps the pipe drained, so that the server never blocks on its logs.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, url }
+    }
+
+    /// Posts JSON to `path` under the API's root; status and body.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub fn post(&self, path: &str, body: &serde_json::Value) -> (u16, serde_json::Value) {
+        let (status, text) = self.post_text(path, &body.to_string());
+        let body = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
+        (status, body)
+    }
+
+    /// Posts a body as it is; status and body.
+    ///
+    /// # Panics
+    /// There is no answer.
+    pub fn post_text(&self, path: &str, body: &str) -> (u16, String) {
+        let response = ureq::post(format!("{}{path}", self.url))
+            .config()
+            .http_status_as_error(false)
+            .build()
+            .header("content-type", "application/json")
+            .send(body)
+            .expect("an answer");
+        let status = response.status().as_u16();
+        let mut text = String::new();
+        response
+            .into_body()
+            .into_reader()
+            .read_to_string(&mut text)
+            .expect("a body");
+        (status, text)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A chat request with one picture as a data URI.
+pub fn chat(picture: &[u8], question: &str) -> serde_json::Value {
+    use base64::Engine;
+    let data = base64::engine::general_purpose::STANDARD.encode(picture);
+    serde_json::json!({
+        "model": "qbridge-demo",
+        "temperature": 0,
+        "messages": [{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{data}")}},
+            {"type": "text", "text": question},
+        ]}],
+    })
+}

@@ -1,0 +1,40 @@
+# Two commands: `make demo` sets everything up and asks about sample pictures,
+# `make test` runs every check. Build output and fetched parts are kept in one
+# cache directory outside the checkout, so that later clones start warm.
+
+SHELL := /bin/bash
+CACHE := $(or $(QBRIDGE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qbridge)
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+QBRIDGE := $(CARGO_TARGET_DIR)/release/qbridge
+CARGO_FLAGS := --release --locked
+
+.PHONY: demo demo-bundle build setup test lint unit e2e
+
+demo: build
+	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) && demo/ask.sh $(QBRIDGE) "$$bundle" \
+	  && printf '\nAsk your own:\n    %s ask %s PICTURE "what is this?"\n' $(QBRIDGE) "$$bundle"
+
+# Prints the bundle's directory as the last line.
+demo-bundle: build
+	@demo/bundle.sh $(QBRIDGE) $(CACHE)
+
+build: setup
+	cargo build $(CARGO_FLAGS) --bin qbridge
+
+setup:
+	@scripts/setup.sh
+
+test: lint unit e2e
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+
+unit: setup
+	cargo test $(CARGO_FLAGS) --workspace --exclude qbridge-tests
+
+e2e: build
+	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) \
+	  && QBRIDGE_BIN=$(QBRIDGE) QBRIDGE_DEMO_BUNDLE="$$bundle" QBRIDGE_CACHE=$(CACHE) \
+	     cargo test $(CARGO_FLAGS) -p qbridge-tests
+

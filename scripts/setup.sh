@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs the system packages that the build needs, where they are missing.
+# Nothing is touched where they are there; where apt may not be used, says what to do.
+set -euo pipefail
+
+missing=()
+command -v cmake >/dev/null || missing+=(cmake)
+command -v c++ >/dev/null || missing+=(g++)
+command -v clang >/dev/null || missing+=(clang)
+# bindgen, which reads llama.cpp's header, loads libclang at build time.
+ldconfig -p 2>/dev/null | grep -q 'libclang' || compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null \
+    || missing+=(libclang-dev)
+
+if ! command -v cargo >/dev/null; then
+    echo "setup: cargo is missing; install Rust 1.90 or newer from https://rustup.rs, then run make again" >&2
+    exit 1
+fi
+if ! python3 -m pip --version >/dev/null 2>&1; then
+    command -v python3 >/dev/null || missing+=(python3)
+    missing+=(python3-pip)
+fi
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if ! command -v apt-get >/dev/null; then
+    echo "setup: these are missing, and there is no apt-get here to install them: ${missing[*]}" >&2
+    exit 1
+fi
+if [ "$(id -u)" -eq 0 ]; then
+    sudo=()
+elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+    sudo=(sudo)
+else
+    echo "setup: these packages are missing and need root to install; run this, then make again:" >&2
+    echo "    sudo apt-get update && sudo apt-get install -y ${missing[*]}" >&2
+    exit 1
+fi
+echo "setup: installing ${missing[*]}" >&2
+"${sudo[@]}" apt-get update -qq
+"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
