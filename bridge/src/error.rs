@@ -55,6 +55,40 @@ pub enum Error {
     /// The messages have no form in the model's prompt layout.
     #[error(transparent)]
     Prompt(#[from] prompts::Error),
+    /// The GGUF file cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// llama.cpp cannot load the language model.
+    #[error("{}: the language model cannot be loaded: {reason}", path.display())]
+    LanguageModel {
+        /// The file.
+        path: PathBuf,
+        /// llama.cpp's own words.
+        reason: String,
+    },
+    /// The llama.cpp context cannot be made.
+    #[error("the language model's context cannot be made: {reason}")]
+    Context {
+        /// Which size is impossible, or llama.cpp's own words.
+        reason: String,
+    },
+    /// A step of the language model failed.
+    #[error("the language model failed: {reason}")]
+    Decode {
+        /// What failed.
+        reason: String,
+    },
+    /// The request asks for something that cannot be.
+    #[error("{reason}")]
+    InvalidRequest {
+        /// The value and what it may be.
+        reason: String,
+    },
     /// The prompt has more rows than the context has room for.
     #[error(
         "the prompt has {n_prompt_tokens} tokens and the context holds {n_ctx}: shorten the question or raise the context size"
@@ -111,6 +145,11 @@ impl Error {
         match self {
             Error::ContextLengthExceeded { .. } => ErrorKind::ContextLengthExceeded,
             Error::QueueFull { .. } => ErrorKind::QueueFull,
+            Error::InvalidRequest { .. } => ErrorKind::InvalidRequest,
+            Error::Gguf { .. }
+            | Error::LanguageModel { .. }
+            | Error::Context { .. }
+            | Error::Decode { .. } => ErrorKind::Internal,
             Error::Io { .. } | Error::Stopped => ErrorKind::Internal,
         }
     }

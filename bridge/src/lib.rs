@@ -4,7 +4,11 @@
 //! `bridge` knows nothing of HTTP or of the command line; both drive it through
 //! [`model::Model`].
 
+pub mod engine;
 mod error;
 pub mod event;
+mod gguf;
+pub mod language_model;
+pub mod llama;
 
 pub use error::{Error, ErrorKind, Result};

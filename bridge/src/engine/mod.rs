@@ -1,0 +1,379 @@
+//! The engine: one thread owns the llama.cpp context and answers many sequences
+//! at once.
+//!
+//! Every step builds one batch: one token of each sequence that is generating,
+//! beside prompt rows (tokens and embeddings in any order) of the sequences that
+//! were admitted, oldest first, until `n_batch` rows are reached. A longer prompt
+//! goes on in the next step, and the others generate meanwhile.
+//!
+//! - [`slot`]: one admitted sequence, from its prompt to its last token
+//! - [`worker`](self): the thread and its steps
+//! - [`sampling`]: from logits to a token
+//! - [`detokenize`]: from the bytes of tokens to text
+//! - [`stop`]: stop strings over token boundaries
+//! - [`outbox`]: events on their way to a reader who may be slow
+
+pub mod detokenize;
+mod outbox;
+pub mod sampling;
+mod slot;
+pub mod stop;
+mod worker;
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+pub use crate::llama::{CacheType, FlashAttention};
+pub use sampling::Sampling;
+
+use crate::event::{Event, Timings};
+use crate::language_model::LanguageModel;
+use crate::llama::{Context, ContextOptions, MAX_SEQUENCES};
+use crate::{Error, Result};
+
+/// Sizes of an [`Engine`].
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Sequences that are answered at once, 1 to 256.
+    pub slots: usize,
+    /// Rows that one sequence may hold, prompt and answer together. Lowered to what
+    /// the model was trained for.
+    pub n_ctx: usize,
+    /// Most rows of one step, over all sequences.
+    pub n_batch: usize,
+    /// Most rows that are computed at once; a larger step is split.
+    pub n_ubatch: usize,
+    /// Sequences that may wait for a slot; more are refused.
+    pub queue: usize,
+    /// Element type of the KV cache.
+    pub cache_type: CacheType,
+    /// Whether attention runs as one fused operation.
+    pub flash_attention: FlashAttention,
+    /// Threads of the CPU backend; `None` takes one for each physical core.
+    pub threads: Option<usize>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            slots: 4,
+            n_ctx: 2048,
+            n_batch: 512,
+            n_ubatch: 512,
+            queue: 64,
+            cache_type: CacheType::F16,
+            flash_attention: FlashAttention::Auto,
+            threads: None,
+        }
+    }
+}
+
+/// A stretch of a prompt.
+#[derive(Debug, Clone)]
+pub enum PromptPart {
+    /// Token ids.
+    Tokens(Vec<i32>),
+    /// A soft prompt: rows of `n_embd` values, one after the other.
+    Embeddings(Arc<[f32]>),
+}
+
+/// A prompt to answer.
+#[derive(Debug)]
+pub struct Sequence {
+    /// Rows in their order.
+    pub prompt: Vec<PromptPart>,
+    /// Most tokens of the answer; `None` goes on to the end of the context.
+    pub max_tokens: Option<usize>,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Tokens that end the answer, besides the model's own end-of-generation tokens.
+    pub stop_ids: Vec<i32>,
+    /// Texts that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// Go on past the model's own end-of-generation tokens, to measure with.
+    pub ignore_eos: bool,
+    /// Where the answer goes. Closing the receiver cancels the sequence before the
+    /// next step; a full channel pauses it, and it alone.
+    ///
+    /// One [`Event::Token`] comes for each sampled token, the one that ends the
+    /// answer included, then [`Event::Done`], or [`Event::Error`] at any time.
+    pub events: mpsc::Sender<Event>,
+    /// What the stages before the engine took; the engine adds its own.
+    pub timings: Timings,
+}
+
+impl Sequence {
+    /// A sequence that takes the likeliest tokens to the end of the context.
+    pub fn new(prompt: Vec<PromptPart>, events: mpsc::Sender<Event>) -> Self {
+        Sequence {
+            prompt,
+            max_tokens: None,
+            sampling: Sampling::default(),
+            stop_ids: Vec::new(),
+            stop: Vec::new(),
+            ignore_eos: false,
+            events,
+            timings: Timings::default(),
+        }
+    }
+}
+
+/// How busy an [`Engine`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Activity {
+    /// Sequences that hold a slot.
+    pub active: usize,
+    /// Sequences that wait for one.
+    pub waiting: usize,
+}
+
+/// Answers sequences on a thread of its own. Dropping it ends that thread; the
+/// sequences in it are told [`Error::Stopped`].
+pub struct Engine {
+    shared: Arc<Shared>,
+    abort: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    model: Arc<LanguageModel>,
+    options: EngineOptions,
+}
+
+impl Engine {
+    /// Makes the context and starts the thread.
+    ///
+    /// # Errors
+    /// [`Error::Context`] when the sizes are impossible or llama.cpp cannot make
+    /// the context.
+    pub fn start(model: Arc<LanguageModel>, options: EngineOptions) -> Result<Engine> {
+        let options = settle(options, &model)?;
+        let abort = Arc::new(AtomicBool::new(false));
+        let n_ctx = options.slots.checked_mul(options.n_ctx);
+        let context_options = ContextOptions {
+            n_ctx: n_ctx.ok_or_else(|| Error::Context {
+                reason: format!("{} slots of {} rows", options.slots, options.n_ctx),
+            })?,
+            n_batch: options.n_batch,
+            n_ubatch: options.n_ubatch,
+            n_seq_max: options.slots,
+            cache_type: options.cache_type,
+            flash_attention: options.flash_attention,
+            threads: options.threads.unwrap_or(1),
+        };
+        let context = Context::new(model.clone(), &context_options, abort.clone())?;
+        let shared = Arc::new(Shared::default());
+        let worker = worker::Worker::new(context, model.clone(), shared.clone(), &options);
+        let thread = std::thread::Builder::new()
+            .name("qbridge-engine".to_owned())
+            .spawn(move || worker.run())
+            .map_err(|error| Error::Context {
+                reason: format!("no thread for the engine: {error}"),
+            })?;
+        Ok(Engine {
+            shared,
+            abort,
+            thread: Some(thread),
+            model,
+            options,
+        })
+    }
+
+    /// The language model.
+    pub fn model(&self) -> &Arc<LanguageModel> {
+        &self.model
+    }
+
+    /// The options as they came to be: `n_ctx`, `n_batch` and `threads` settled.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// How busy the engine is.
+    pub fn activity(&self) -> Activity {
+        let state = self.shared.lock();
+        Activity {
+            active: state.active,
+            waiting: state.waiting.len(),
+        }
+    }
+
+    /// Puts a sequence into the queue. Its events begin to come when a slot is free.
+    ///
+    /// # Errors
+    /// Before any work, and without an event:
+    /// [`Error::InvalidRequest`] for an empty prompt, a token outside the
+    /// vocabulary, an embedding that is not whole rows of finite numbers, sampling
+    /// values out of range, or `max_tokens` of 0;
+    /// [`Error::ContextLengthExceeded`] when the prompt leaves no room for an answer;
+    /// [`Error::QueueFull`] when as many sequences wait as may;
+    /// [`Error::Stopped`] when the thread has ended.
+    pub fn submit(&self, sequence: Sequence) -> Result<()> {
+        let (n_prompt, n_image) = self.check(&sequence)?;
+        let mut state = self.shared.lock();
+        if state.stopped {
+            return Err(Error::Stopped);
+        }
+        let room = self.options.slots + self.options.queue;
+        if state.active + state.waiting.len() >= room {
+            state.waiting.retain(|waiting| !waiting.sequence.events.is_closed());
+            if state.active + state.waiting.len() >= room {
+                return Err(Error::QueueFull {
+                    limit: self.options.queue,
+                });
+            }
+        }
+        state.waiting.push_back(Waiting {
+            sequence,
+            n_prompt,
+            n_image,
+            since: Instant::now(),
+        });
+        drop(state);
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    /// Rows of the prompt, and the embedding rows among them.
+    fn check(&self, sequence: &Sequence) -> Result<(usize, usize)> {
+        let invalid = |reason: String| Err(Error::InvalidRequest { reason });
+        let n_embd = self.model.n_embd();
+        let (mut n_prompt, mut n_image) = (0, 0);
+        for part in &sequence.prompt {
+            match part {
+                PromptPart::Tokens(ids) => {
+                    if let Some(id) = ids.iter().find(|&&id| !self.model.contains(id)) {
+                        return invalid(format!(
+                            "token {id} is not in the vocabulary of {}",
+                            self.model.n_vocab()
+                        ));
+                    }
+                    n_prompt += ids.len();
+                }
+                PromptPart::Embeddings(rows) => {
+                    if rows.len() % n_embd != 0 {
+                        return invalid(format!(
+                            "a soft prompt of {} values is not whole rows of the language model's {n_embd}",
+                            rows.len()
+                        ));
+                    }
+                    if rows.iter().any(|value| !value.is_finite()) {
+                        return invalid("a soft prompt holds values that are not finite".to_owned());
+                    }
+                    n_prompt += rows.len() / n_embd;
+                    n_image += rows.len() / n_embd;
+                }
+            }
+        }
+        if n_prompt == 0 {
+            return invalid("the prompt is empty".to_owned());
+        }
+        if sequence.max_tokens == Some(0) {
+            return invalid("max_tokens is 0, it must be at least 1".to_owned());
+        }
+        sequence.sampling.validate()?;
+        if n_prompt >= self.options.n_ctx {
+            return Err(Error::ContextLengthExceeded {
+                n_prompt_tokens: n_prompt,
+                n_ctx: self.options.n_ctx,
+            });
+        }
+        Ok((n_prompt, n_image))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.lock().shutdown = true;
+        self.abort.store(true, Ordering::Relaxed);
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine's thread had panicked");
+        }
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("model", &self.model)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A sequence in the queue.
+struct Waiting {
+    sequence: Sequence,
+    n_prompt: usize,
+    n_image: usize,
+    since: Instant,
+}
+
+/// What the engine's thread and its callers share.
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// Sequences that hold a slot.
+    active: usize,
+    /// The engine is being dropped.
+    shutdown: bool,
+    /// The thread has ended.
+    stopped: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing leaves the state half changed, so a panic elsewhere spoils nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Fills in and checks the options.
+fn settle(mut options: EngineOptions, model: &LanguageModel) -> Result<EngineOptions> {
+    let refused = |reason: String| Err(Error::Context { reason });
+    if !(1..=MAX_SEQUENCES).contains(&options.slots) {
+        return refused(format!(
+            "{} slots asked for, 1 to {MAX_SEQUENCES} are possible",
+            options.slots
+        ));
+    }
+    if options.n_ctx < 2 || options.n_batch == 0 || options.n_ubatch == 0 {
+        return refused(format!(
+            "n_ctx {} (at least 2), n_batch {} and n_ubatch {} (at least 1)",
+            options.n_ctx, options.n_batch, options.n_ubatch
+        ));
+    }
+    let trained = model.n_ctx_train();
+    // Learned positions end there, and llama.cpp reads past their table.
+    if trained > 1 && options.n_ctx > trained {
+        tracing::info!(
+            "context lowered from {} to the {trained} that the model was trained for",
+            options.n_ctx
+        );
+        options.n_ctx = trained;
+    }
+    // Every sequence that generates must fit into one step.
+    options.n_batch = options.n_batch.max(options.slots);
+    options.n_ubatch = options.n_ubatch.min(options.n_batch);
+    options.threads = Some(options.threads.unwrap_or_else(default_threads).max(1));
+    Ok(options)
+}
+
+/// One thread a physical core, of those this process may use: matrix products gain
+/// nothing from the second thread of a core.
+fn default_threads() -> usize {
+    let usable = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    num_cpus::get_physical().clamp(1, usable)
+}

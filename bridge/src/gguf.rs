@@ -1,0 +1,373 @@
+//! Reads a GGUF file's header: what a bundle needs to know of its language model
+//! before the weights are loaded, and whether the file is whole.
+//!
+//! Format: `docs/gguf.md` of ggml. The file is not trusted: every length is
+//! checked against the bytes that are left before anything is allocated, and
+//! arrays are stepped over, never kept.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek};
+use std::path::Path;
+
+use crate::{Error, Result, llama};
+
+/// Longest key or tensor name.
+const MAX_NAME: u64 = 65_535;
+/// Longest text value that is kept; real chat templates are below 100 kB.
+const MAX_TEXT: u64 = 16 << 20;
+/// Most dimensions of a tensor (`GGML_MAX_DIMS`).
+const MAX_DIMS: u32 = 4;
+
+/// What the header of a GGUF language model says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GgufInfo {
+    /// `general.architecture`, such as `llama`.
+    pub architecture: String,
+    /// `general.name`.
+    pub name: Option<String>,
+    /// `general.license`.
+    pub license: Option<String>,
+    /// Width of a token's embedding (`{architecture}.embedding_length`).
+    pub n_embd: usize,
+    /// Tokens in the vocabulary.
+    pub n_vocab: usize,
+    /// Longest context the model was trained for (`{architecture}.context_length`).
+    pub n_ctx_train: usize,
+    /// `tokenizer.chat_template`, a Jinja template.
+    pub chat_template: Option<String>,
+    /// Tokenizer family (`tokenizer.ggml.model`), such as `llama` or `gpt2`.
+    pub tokenizer: Option<String>,
+    /// `general.file_type`: the number of llama.cpp's `llama_ftype`.
+    pub file_type: Option<u32>,
+    /// Parts that the model is split into (`split.count`), 1 for a single file.
+    pub n_parts: usize,
+    /// Bytes of the file.
+    pub file_size: u64,
+}
+
+impl GgufInfo {
+    /// Reads the header of the GGUF at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read; [`Error::Gguf`] when it is not a
+    /// GGUF, ends early, or does not describe a language model.
+    pub fn read(path: &Path) -> Result<GgufInfo> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        let metadata = file.metadata().map_err(Error::io(path))?;
+        if !metadata.is_file() {
+            return Err(Error::Gguf {
+                path: path.to_owned(),
+                reason: "not a file".to_owned(),
+            });
+        }
+        Header::new(file, metadata.len())
+            .read()
+            .map_err(|problem| match problem {
+                Problem::Io(source) => Error::io(path)(source),
+                Problem::Format(reason) => Error::Gguf {
+                    path: path.to_owned(),
+                    reason,
+                },
+            })
+    }
+
+    /// Common name of [`GgufInfo::file_type`], such as `Q4_1`.
+    pub fn file_type_name(&self) -> &'static str {
+        // llama_ftype of llama.h.
+        match self.file_type {
+            Some(0) => "F32",
+            Some(1) => "F16",
+            Some(2) => "Q4_0",
+            Some(3) => "Q4_1",
+            Some(7) => "Q8_0",
+            Some(8) => "Q5_0",
+            Some(9) => "Q5_1",
+            Some(10) => "Q2_K",
+            Some(11..=13) => "Q3_K",
+            Some(14) => "Q4_K_S",
+            Some(15) => "Q4_K_M",
+            Some(16) => "Q5_K_S",
+            Some(17) => "Q5_K_M",
+            Some(18) => "Q6_K",
+            Some(32) => "BF16",
+            _ => "unknown",
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Problem {
+    Io(std::io::Error),
+    Format(String),
+}
+
+impl From<std::io::Error> for Problem {
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof {
+            return ends_early();
+        }
+        Problem::Io(error)
+    }
+}
+
+fn ends_early() -> Problem {
+    Problem::Format("the file ends inside its header: it is truncated or damaged".to_owned())
+}
+
+fn format_error<T>(reason: impl Into<String>) -> Result<T, Problem> {
+    Err(Problem::Format(reason.into()))
+}
+
+/// A metadata value, where it is of use.
+enum Value {
+    Unsigned(u64),
+    Text(String),
+    ArrayOf(u64),
+    Other,
+}
+
+struct Header<R> {
+    reader: BufReader<R>,
+    size: u64,
+    position: u64,
+}
+
+impl<R: Read + Seek> Header<R> {
+    fn new(reader: R, size: u64) -> Self {
+        Header {
+            reader: BufReader::with_capacity(1 << 16, reader),
+            size,
+            position: 0,
+        }
+    }
+
+    fn read(mut self) -> Result<GgufInfo, Problem> {
+        if self.size < 4 {
+            return format_error(format!("{} bytes are too few for a GGUF", self.size));
+        }
+        let magic: [u8; 4] = self.bytes()?;
+        if &magic != b"GGUF" {
+            return format_error(format!(
+                "not a GGUF: it starts with {:?}, not \"GGUF\"",
+                magic.escape_ascii().to_string()
+            ));
+        }
+        let version = self.u32()?;
+        if version.swap_bytes() <= 3 && version > 3 {
+            return format_error("a big-endian GGUF, which this machine cannot load");
+        }
+        if !(2..=3).contains(&version) {
+            return format_error(format!("GGUF version {version}; versions 2 and 3 are known"));
+        }
+        let n_tensors = self.u64()?;
+        let n_values = self.u64()?;
+        let mut info = GgufInfo {
+            n_parts: 1,
+            file_size: self.size,
+            ..GgufInfo::default()
+        };
+        let mut alignment = 32;
+        // Keys of an architecture carry its name, which need not come first.
+        let mut embedding_length = Vec::new();
+        let mut context_length = Vec::new();
+        let mut vocab_size = Vec::new();
+        let mut n_tokens = 0;
+        for _ in 0..n_values {
+            let key = self.text(MAX_NAME, "a key")?;
+            let value = self.value()?;
+            match (key.as_str(), value) {
+                ("general.architecture", Value::Text(text)) => info.architecture = text,
+                ("general.name", Value::Text(text)) => info.name = Some(text),
+                ("general.license", Value::Text(text)) => info.license = Some(text),
+                ("general.alignment", Value::Unsigned(n)) => alignment = n,
+                ("general.file_type", Value::Unsigned(n)) => {
+                    info.file_type = u32::try_from(n).ok();
+                }
+                ("split.count", Value::Unsigned(n)) => info.n_parts = to_usize(n)?.max(1),
+                ("tokenizer.chat_template", Value::Text(text)) => info.chat_template = Some(text),
+                ("tokenizer.ggml.model", Value::Text(text)) => info.tokenizer = Some(text),
+                ("tokenizer.ggml.tokens", Value::ArrayOf(n)) => n_tokens = n,
+                (key, Value::Unsigned(n)) => {
+                    if let Some(name) = key.strip_suffix(".embedding_length") {
+                        embedding_length.push((name.to_owned(), n));
+                    } else if let Some(name) = key.strip_suffix(".context_length") {
+                        context_length.push((name.to_owned(), n));
+                    } else if let Some(name) = key.strip_suffix(".vocab_size") {
+                        vocab_size.push((name.to_owned(), n));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if info.architecture.is_empty() {
+            return format_error("it names no general.architecture, so it is not a model");
+        }
+        let of_architecture = |found: &[(String, u64)]| {
+            found
+                .iter()
+                .find(|(name, _)| *name == info.architecture)
+                .map(|&(_, n)| n)
+        };
+        let Some(n_embd) = of_architecture(&embedding_length).filter(|&n| n > 0) else {
+            return format_error(format!(
+                "it has no {}.embedding_length, so it is not a language model",
+                info.architecture
+            ));
+        };
+        info.n_embd = to_usize(n_embd)?;
+        info.n_ctx_train = to_usize(of_architecture(&context_length).unwrap_or(0))?;
+        info.n_vocab = to_usize(if n_tokens > 0 {
+            n_tokens
+        } else {
+            of_architecture(&vocab_size).unwrap_or(0)
+        })?;
+
+        let end = self.tensors_end(n_tensors)?;
+        if !alignment.is_power_of_two() {
+            return format_error(format!("general.alignment is {alignment}"));
+        }
+        let needed = self
+            .position
+            .checked_next_multiple_of(alignment)
+            .and_then(|start| start.checked_add(end))
+            .ok_or_else(|| Problem::Format("a tensor lies beyond any file".to_owned()))?;
+        if needed > self.size {
+            return format_error(format!(
+                "truncated: its tensors need {needed} bytes, the file has {}",
+                self.size
+            ));
+        }
+        Ok(info)
+    }
+
+    /// Reads the tensor table; the end of the last tensor, from the start of the data.
+    fn tensors_end(&mut self, n_tensors: u64) -> Result<u64, Problem> {
+        let mut end = 0;
+        for _ in 0..n_tensors {
+            let name = self.text(MAX_NAME, "a tensor name")?;
+            let n_dims = self.u32()?;
+            if n_dims > MAX_DIMS {
+                return format_error(format!("tensor {name:?} has {n_dims} dimensions"));
+            }
+            let mut elements = 1u64;
+            for _ in 0..n_dims {
+                elements = elements
+                    .checked_mul(self.u64()?)
+                    .ok_or_else(|| Problem::Format(format!("tensor {name:?} is too large")))?;
+            }
+            let kind = self.u32()?;
+            let offset = self.u64()?;
+            let Some((block, bytes)) = llama::type_layout(kind) else {
+                return format_error(format!(
+                    "tensor {name:?} is of type {kind}, which this llama.cpp does not know"
+                ));
+            };
+            let tensor_end = (elements / block)
+                .checked_mul(bytes)
+                .and_then(|length| length.checked_add(offset))
+                .ok_or_else(|| Problem::Format(format!("tensor {name:?} is too large")))?;
+            end = end.max(tensor_end);
+        }
+        Ok(end)
+    }
+
+    fn value(&mut self) -> Result<Value, Problem> {
+        let kind = self.u32()?;
+        Ok(match kind {
+            0 => Value::Unsigned(u64::from(self.bytes::<1>()?[0])),
+            2 => Value::Unsigned(u64::from(u16::from_le_bytes(self.bytes()?))),
+            4 => Value::Unsigned(u64::from(self.u32()?)),
+            10 => Value::Unsigned(self.u64()?),
+            // Some writers store sizes as signed integers.
+            5 => u64::try_from(i32::from_le_bytes(self.bytes()?))
+                .map_or(Value::Other, Value::Unsigned),
+            11 => u64::try_from(i64::from_le_bytes(self.bytes()?))
+                .map_or(Value::Other, Value::Unsigned),
+            8 => Value::Text(self.text(MAX_TEXT, "a text value")?),
+            9 => Value::ArrayOf(self.skip_array()?),
+            other => match scalar_size(other) {
+                Some(size) => {
+                    self.skip(size)?;
+                    Value::Other
+                }
+                None => return format_error(format!("metadata of unknown type {other}")),
+            },
+        })
+    }
+
+    fn skip_array(&mut self) -> Result<u64, Problem> {
+        let kind = self.u32()?;
+        let n = self.u64()?;
+        if kind == 8 {
+            // Every string costs at least its length field.
+            self.expect_left(n.checked_mul(8).ok_or_else(ends_early)?)?;
+            for _ in 0..n {
+                let length = self.u64()?;
+                self.skip(length)?;
+            }
+        } else if let Some(size) = scalar_size(kind) {
+            self.skip(n.checked_mul(size).ok_or_else(ends_early)?)?;
+        } else {
+            return format_error(format!("an array of type {kind}"));
+        }
+        Ok(n)
+    }
+
+    fn text(&mut self, longest: u64, what: &str) -> Result<String, Problem> {
+        let length = self.u64()?;
+        self.expect_left(length)?;
+        if length > longest {
+            return format_error(format!("{what} of {length} bytes"));
+        }
+        let mut bytes = vec![0; to_usize(length)?];
+        self.reader.read_exact(&mut bytes)?;
+        self.position += length;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn u32(&mut self) -> Result<u32, Problem> {
+        Ok(u32::from_le_bytes(self.bytes()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, Problem> {
+        Ok(u64::from_le_bytes(self.bytes()?))
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Problem> {
+        let mut bytes = [0; N];
+        self.reader.read_exact(&mut bytes)?;
+        self.position += N as u64;
+        Ok(bytes)
+    }
+
+    fn skip(&mut self, n: u64) -> Result<(), Problem> {
+        self.expect_left(n)?;
+        // Relative to the buffer: a vocabulary's tokens are stepped over in memory.
+        self.reader
+            .seek_relative(i64::try_from(n).map_err(|_| ends_early())?)?;
+        self.position += n;
+        Ok(())
+    }
+
+    fn expect_left(&self, n: u64) -> Result<(), Problem> {
+        if n > self.size.saturating_sub(self.position) {
+            return Err(ends_early());
+        }
+        Ok(())
+    }
+}
+
+fn to_usize(n: u64) -> Result<usize, Problem> {
+    usize::try_from(n).map_err(|_| Problem::Format(format!("a size of {n}")))
+}
+
+/// Bytes of a fixed-size metadata value (`gguf_type` of `gguf.h`).
+fn scalar_size(kind: u32) -> Option<u64> {
+    match kind {
+        0 | 1 | 7 => Some(1),
+        2 | 3 => Some(2),
+        4..=6 => Some(4),
+        10..=12 => Some(8),
+        _ => None,
+    }
+}

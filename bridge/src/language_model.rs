@@ -1,0 +1,288 @@
+//! The GGUF language model: its weights and its vocabulary, without a context.
+
+use std::path::{Path, PathBuf};
+
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+
+pub use crate::gguf::GgufInfo;
+use crate::{Error, Result, llama};
+
+/// How the weights are loaded.
+#[derive(Debug, Clone)]
+pub struct LanguageModelOptions {
+    /// Layers kept on a GPU, where llama.cpp was built for one; `None` is all of them.
+    pub n_gpu_layers: Option<u32>,
+    /// Map the file into memory instead of reading it.
+    pub mmap: bool,
+}
+
+impl Default for LanguageModelOptions {
+    fn default() -> Self {
+        LanguageModelOptions {
+            n_gpu_layers: None,
+            mmap: true,
+        }
+    }
+}
+
+/// A loaded language model. Shared by reference between the threads that tokenize
+/// and the engine that computes.
+pub struct LanguageModel {
+    path: PathBuf,
+    info: GgufInfo,
+    raw: LlamaModel,
+    n_embd: usize,
+    n_vocab: usize,
+    n_ctx_train: usize,
+    has_tokenizer: bool,
+    strips_leading_space: bool,
+    special_token_texts: Vec<String>,
+}
+
+impl LanguageModel {
+    /// Loads the GGUF at `path` with the default options, for a split model its
+    /// first part.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::load_with`].
+    pub fn load(path: &Path) -> Result<LanguageModel> {
+        LanguageModel::load_with(path, &LanguageModelOptions::default())
+    }
+
+    /// Loads the GGUF at `path`, for a split model its first part.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Gguf`] when the file is missing, no GGUF, or
+    /// truncated; [`Error::LanguageModel`] with llama.cpp's own words when it
+    /// cannot load it, such as an unknown architecture.
+    pub fn load_with(path: &Path, options: &LanguageModelOptions) -> Result<LanguageModel> {
+        let info = GgufInfo::read(path)?;
+        let refused = |reason: String| Error::LanguageModel {
+            path: path.to_owned(),
+            reason,
+        };
+        let backend = llama::backend();
+        let params = LlamaModelParams::default()
+            .with_n_gpu_layers(options.n_gpu_layers.unwrap_or(u32::MAX))
+            .with_use_mmap(options.mmap);
+        let _ = llama::take_last_error();
+        let raw = LlamaModel::load_from_file(backend, path, &params).map_err(|error| {
+            refused(llama::take_last_error().unwrap_or_else(|| error.to_string()))
+        })?;
+        if llama::has_encoder(&raw) {
+            return Err(refused(format!(
+                "{} is an encoder-decoder; only decoder-only models can be served",
+                info.architecture
+            )));
+        }
+        let n_embd = llama::n_embd_input(&raw);
+        let n_vocab = usize::try_from(raw.n_vocab()).unwrap_or(0);
+        if n_embd == 0 || n_vocab == 0 {
+            return Err(refused(format!(
+                "embeddings of {n_embd} values and a vocabulary of {n_vocab}"
+            )));
+        }
+        let n_ctx_train = raw.n_ctx_train() as usize;
+        let has_tokenizer = llama::has_tokenizer(&raw);
+        let mut model = LanguageModel {
+            path: path.to_owned(),
+            info,
+            raw,
+            n_embd,
+            n_vocab,
+            n_ctx_train,
+            has_tokenizer,
+            strips_leading_space: false,
+            special_token_texts: Vec::new(),
+        };
+        model.special_token_texts = model.find_special_token_texts();
+        model.strips_leading_space = model.find_strips_leading_space();
+        Ok(model)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file's header says.
+    pub fn info(&self) -> &GgufInfo {
+        &self.info
+    }
+
+    /// Width of one embedding row.
+    pub fn n_embd(&self) -> usize {
+        self.n_embd
+    }
+
+    /// Tokens in the vocabulary; the length of a row of logits.
+    pub fn n_vocab(&self) -> usize {
+        self.n_vocab
+    }
+
+    /// Longest context the model was trained for.
+    pub fn n_ctx_train(&self) -> usize {
+        self.n_ctx_train
+    }
+
+    /// `general.architecture`.
+    pub fn architecture(&self) -> &str {
+        &self.info.architecture
+    }
+
+    /// Token ids of `text`. Nothing is put before or after it. Control tokens that
+    /// appear in the text as `<|im_start|>` does become their ids only where
+    /// `parse_special` is set; without it they are ordinary text.
+    ///
+    /// SentencePiece vocabularies put a space before the text, as their tokenizer
+    /// does at the start of a string.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] for a text of 2 GB or more, or a model without a
+    /// tokenizer.
+    pub fn tokenize(&self, text: &str, parse_special: bool) -> Result<Vec<i32>> {
+        if !self.has_tokenizer {
+            return Err(Error::InvalidRequest {
+                reason: format!("{} has no tokenizer", self.path.display()),
+            });
+        }
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        if i32::try_from(text.len()).is_err() {
+            return Err(Error::InvalidRequest {
+                reason: format!("a text of {} bytes", text.len()),
+            });
+        }
+        let tokens = self
+            .raw
+            .vocab()
+            .tokenize(text.as_bytes(), false, parse_special);
+        Ok(tokens.into_iter().map(|token| token.0).collect())
+    }
+
+    /// The bytes a token stands for; none for control tokens. They need not be
+    /// whole UTF-8 characters.
+    pub fn token_bytes(&self, id: i32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.token_bytes_into(id, &mut bytes);
+        bytes
+    }
+
+    /// Like [`LanguageModel::token_bytes`], appended to `bytes`.
+    pub fn token_bytes_into(&self, id: i32, bytes: &mut Vec<u8>) {
+        if self.has_tokenizer && self.contains(id) {
+            self.raw
+                .vocab()
+                .token_to_piece_into(LlamaToken(id), bytes, false, None);
+        }
+    }
+
+    /// Whether `id` is in the vocabulary.
+    pub fn contains(&self, id: i32) -> bool {
+        usize::try_from(id).is_ok_and(|id| id < self.n_vocab)
+    }
+
+    /// Whether `id` ends an answer: end of text, end of turn, and their like.
+    pub fn is_end_of_generation(&self, id: i32) -> bool {
+        self.contains(id) && self.raw.vocab().is_eog(LlamaToken(id))
+    }
+
+    /// The token that begins a text, where the model has one.
+    pub fn bos(&self) -> Option<i32> {
+        Some(self.raw.vocab().bos().0).filter(|&id| self.contains(id))
+    }
+
+    /// The token that ends a text, where the model has one.
+    pub fn eos(&self) -> Option<i32> {
+        Some(self.raw.vocab().eos().0).filter(|&id| self.contains(id))
+    }
+
+    /// Whether the model wants [`LanguageModel::bos`] at the start of a text
+    /// (`tokenizer.ggml.add_bos_token`).
+    pub fn adds_bos(&self) -> bool {
+        self.raw.vocab().should_add_bos()
+    }
+
+    /// How a token is written in a chat template, such as `<|im_end|>`.
+    pub fn token_text(&self, id: i32) -> Option<String> {
+        if !self.contains(id) {
+            return None;
+        }
+        let vocab = self.raw.vocab();
+        vocab
+            .text(LlamaToken(id))
+            .map(|text| text.to_string_lossy().into_owned())
+    }
+
+    /// How [`LanguageModel::bos`] is written, or nothing.
+    pub fn bos_text(&self) -> String {
+        self.bos()
+            .and_then(|id| self.token_text(id))
+            .unwrap_or_default()
+    }
+
+    /// How [`LanguageModel::eos`] is written, or nothing.
+    pub fn eos_text(&self) -> String {
+        self.eos()
+            .and_then(|id| self.token_text(id))
+            .unwrap_or_default()
+    }
+
+    /// How the control tokens are written: the texts that must not be parsed out
+    /// of a user's words.
+    pub fn special_token_texts(&self) -> &[String] {
+        &self.special_token_texts
+    }
+
+    /// The model's own chat template (Jinja).
+    pub fn chat_template(&self) -> Option<&str> {
+        self.info.chat_template.as_deref()
+    }
+
+    /// Whether decoding a whole answer drops one space at its start, as
+    /// SentencePiece tokenizers do: "▁Paris" decodes to "Paris".
+    pub fn strips_leading_space(&self) -> bool {
+        self.strips_leading_space
+    }
+
+    fn find_special_token_texts(&self) -> Vec<String> {
+        let vocab = self.raw.vocab();
+        vocab
+            .tokens()
+            .filter(|&token| vocab.is_control(token))
+            .filter_map(|token| self.token_text(token.0))
+            .filter(|text| !text.is_empty())
+            .collect()
+    }
+
+    /// Asks the tokenizer's own decode instead of reading its settings: it holds
+    /// for every vocabulary type.
+    fn find_strips_leading_space(&self) -> bool {
+        if !self.has_tokenizer {
+            return false;
+        }
+        let vocab = self.raw.vocab();
+        vocab
+            .tokens()
+            .map(|token| (token, vocab.token_to_piece(token, false, None)))
+            .find(|(_, bytes)| bytes.len() > 1 && bytes.starts_with(b" "))
+            .is_some_and(|(token, bytes)| vocab.detokenize(&[token], false, false) != bytes)
+    }
+
+    pub(crate) fn raw(&self) -> &LlamaModel {
+        &self.raw
+    }
+}
+
+impl std::fmt::Debug for LanguageModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LanguageModel")
+            .field("path", &self.path)
+            .field("n_embd", &self.n_embd)
+            .field("n_vocab", &self.n_vocab)
+            .finish_non_exhaustive()
+    }
+}

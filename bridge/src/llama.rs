@@ -1,0 +1,552 @@
+//! The one module with `unsafe`: a safe layer over `llama-cpp-sys-2` for what
+//! `llama-cpp-2` does not offer, which is a context whose batches mix tokens and
+//! embedding rows.
+//!
+//! [`Context`] owns a `llama_context` and one extended batch
+//! (`llama_batch_ext` of `llama.h`). A step is: [`Context::clear`], then
+//! [`Context::add_token`] and [`Context::add_embedding`] for any number of
+//! sequences, then [`Context::process`], then [`Context::logits`] for the rows
+//! that asked for them.
+//!
+//! The context is made from `llama-cpp-2`'s [`LlamaModel`], whose private layout
+//! (one non-null pointer, `#[repr(transparent)]`) this module relies on. Both
+//! crates are pinned exactly, the size is checked while compiling, and
+//! `tests::model_pointer_is_the_models_own` fails loudly if the layout moves.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_sys_2 as sys;
+
+use crate::language_model::LanguageModel;
+use crate::{Error, Result};
+
+/// Sequences that llama.cpp can tell apart in one context (`LLAMA_MAX_SEQ`).
+pub const MAX_SEQUENCES: usize = 256;
+
+const _: () = {
+    assert!(size_of::<LlamaModel>() == size_of::<NonNull<sys::llama_model>>());
+    assert!(align_of::<LlamaModel>() == align_of::<NonNull<sys::llama_model>>());
+};
+
+/// Element type of the KV cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheType {
+    /// 16-bit floats, llama.cpp's default.
+    #[default]
+    F16,
+    /// 32-bit floats: twice the memory, closest to a reference in f32.
+    F32,
+    /// 8-bit blocks: about half the memory of f16. Needs flash attention (switched
+    /// on by itself) and a head size divisible by 32.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+}
+
+impl CacheType {
+    fn ggml_type(self) -> sys::ggml_type {
+        match self {
+            CacheType::F16 => sys::GGML_TYPE_F16,
+            CacheType::F32 => sys::GGML_TYPE_F32,
+            CacheType::Q8_0 => sys::GGML_TYPE_Q8_0,
+        }
+    }
+}
+
+/// Whether attention runs as one fused operation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FlashAttention {
+    /// Where the backend supports it for this model.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Always; creating the context fails where it is not supported.
+    On,
+}
+
+/// Sizes and types of a [`Context`], as in `llama_context_params`.
+#[derive(Debug, Clone)]
+pub struct ContextOptions {
+    /// KV cells of the whole context, shared by all sequences.
+    pub n_ctx: usize,
+    /// Most rows in one [`Context::process`].
+    pub n_batch: usize,
+    /// Most rows in one computed graph; a larger batch is split.
+    pub n_ubatch: usize,
+    /// Sequences, numbered from 0.
+    pub n_seq_max: usize,
+    /// Element type of K and V.
+    pub cache_type: CacheType,
+    /// See [`FlashAttention`].
+    pub flash_attention: FlashAttention,
+    /// Threads of the CPU backend.
+    pub threads: usize,
+}
+
+/// Why [`Context::process`] did not compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ProcessError {
+    /// No free KV cells for this batch; nothing was computed (return value 1).
+    #[error("no room in the KV cache for this batch")]
+    NoRoom,
+    /// The abort flag was set while computing (return value 2).
+    #[error("computation was aborted")]
+    Aborted,
+    /// The batch itself is refused; nothing was computed (return value -1).
+    #[error("llama.cpp refused the batch")]
+    Refused,
+    /// Computation failed; part of the batch may be in the KV cache.
+    #[error("llama.cpp failed with {0}")]
+    Failed(i32),
+}
+
+/// Position of a row in the current batch, as `add_token` and `add_embedding`
+/// return it and [`Context::logits`] takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row(i32);
+
+/// A llama.cpp context with its KV cache and one extended batch.
+pub struct Context {
+    raw: NonNull<sys::llama_context>,
+    batch: NonNull<sys::llama_batch_ext>,
+    memory: NonNull<sys::llama_memory_i>,
+    n_embd: usize,
+    n_vocab: usize,
+    n_batch: usize,
+    n_seq_max: usize,
+    n_rows: usize,
+    n_outputs: usize,
+    /// Read by llama.cpp through a raw pointer until `raw` is freed.
+    _abort: Arc<AtomicBool>,
+    /// Outlives `raw`, which points into it.
+    _model: Arc<LanguageModel>,
+}
+
+// SAFETY: a llama_context has no tie to the thread that made it; it must only not
+// be used by two threads at once, and every use here takes `&mut self` (or, in
+// `last_position`, reads what only `&mut self` methods change). `Context` is not Sync.
+unsafe impl Send for Context {}
+
+impl Context {
+    /// Makes a context for `model`.
+    ///
+    /// Setting `abort` makes a running [`Context::process`] on the CPU return
+    /// [`ProcessError::Aborted`] soon.
+    ///
+    /// # Errors
+    /// [`Error::Context`] with llama.cpp's own words, such as a head size that
+    /// the cache type does not divide, or too little memory.
+    pub fn new(
+        model: Arc<LanguageModel>,
+        options: &ContextOptions,
+        abort: Arc<AtomicBool>,
+    ) -> Result<Context> {
+        if options.n_seq_max == 0 || options.n_seq_max > MAX_SEQUENCES {
+            return Err(Error::Context {
+                reason: format!(
+                    "{} sequences asked for, 1 to {MAX_SEQUENCES} are possible",
+                    options.n_seq_max
+                ),
+            });
+        }
+        let threads = i32::try_from(options.threads.max(1)).unwrap_or(i32::MAX);
+        // SAFETY: takes and returns plain data.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        params.n_ctx = to_u32("n_ctx", options.n_ctx)?;
+        params.n_batch = to_u32("n_batch", options.n_batch)?;
+        params.n_ubatch = to_u32("n_ubatch", options.n_ubatch.min(options.n_batch))?;
+        params.n_seq_max = to_u32("n_seq_max", options.n_seq_max)?;
+        // One row of logits for each sequence is all the engine asks for; the
+        // default reserves n_batch rows, 100 MB for a vocabulary of 49152.
+        params.n_outputs_max = params.n_seq_max;
+        params.n_threads = threads;
+        params.n_threads_batch = threads;
+        params.type_k = options.cache_type.ggml_type();
+        params.type_v = options.cache_type.ggml_type();
+        params.flash_attn_type = match options.flash_attention {
+            FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        };
+        // With one pool of cells, prompts and single tokens of different sequences
+        // go through one graph instead of being split into batches of equal length.
+        params.kv_unified = true;
+        params.no_perf = true;
+        params.abort_callback = Some(should_abort);
+        params.abort_callback_data = Arc::as_ptr(&abort).cast_mut().cast::<c_void>();
+
+        let _ = take_last_error();
+        let raw = {
+            // Creating a context may write to the model (n_ctx_train under YaRN).
+            static CREATION: Mutex<()> = Mutex::new(());
+            let _guard = CREATION.lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: the pointer is that of a live model, kept alive by `_model`;
+            // `params` is plain data whose only pointer, the abort flag, is kept
+            // alive by `_abort`.
+            unsafe { sys::llama_init_from_model(model_ptr(model.raw()).as_ptr(), params) }
+        };
+        let Some(raw) = NonNull::new(raw) else {
+            return Err(Error::Context {
+                reason: take_last_error()
+                    .unwrap_or_else(|| "llama.cpp could not create it".to_owned()),
+            });
+        };
+        // SAFETY: `raw` is a live context.
+        let memory = unsafe { sys::llama_get_memory(raw.as_ptr()) };
+        // SAFETY: as above; the batch is freed in `drop`, before the context.
+        let batch = unsafe { sys::llama_batch_ext_init(raw.as_ptr()) };
+        let (Some(memory), Some(batch)) = (NonNull::new(memory), NonNull::new(batch)) else {
+            // SAFETY: `raw` is live and not used after this; `batch` is null or live.
+            unsafe {
+                if !batch.is_null() {
+                    sys::llama_batch_ext_free(batch);
+                }
+                sys::llama_free(raw.as_ptr());
+            }
+            return Err(Error::Context {
+                reason: "this model keeps no KV cache, so it cannot generate".to_owned(),
+            });
+        };
+        Ok(Context {
+            raw,
+            batch,
+            memory,
+            n_embd: model.n_embd(),
+            n_vocab: model.n_vocab(),
+            n_batch: options.n_batch,
+            n_seq_max: options.n_seq_max,
+            n_rows: 0,
+            n_outputs: 0,
+            _abort: abort,
+            _model: model,
+        })
+    }
+
+    /// Most rows in one batch.
+    pub fn n_batch(&self) -> usize {
+        self.n_batch
+    }
+
+    /// Rows in the current batch.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Empties the batch.
+    pub fn clear(&mut self) {
+        // SAFETY: `batch` is live.
+        unsafe { sys::llama_batch_ext_clear(self.batch.as_ptr()) };
+        self.n_rows = 0;
+        self.n_outputs = 0;
+    }
+
+    /// Adds token `id` at `position` of `sequence`; `logits` asks for its output.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] for an id outside the vocabulary,
+    /// [`Error::Decode`] when the batch is full or `sequence` out of range.
+    pub fn add_token(
+        &mut self,
+        sequence: usize,
+        position: usize,
+        id: i32,
+        logits: bool,
+    ) -> Result<Row> {
+        if usize::try_from(id).is_ok_and(|id| id < self.n_vocab) {
+            let sequence = self.check(sequence, position, logits)?;
+            // SAFETY: `batch` is live and holds fewer than n_batch rows; the
+            // sequence and the id are in range (checked above).
+            let row =
+                unsafe { sys::llama_batch_ext_add_token(self.batch.as_ptr(), sequence, id) };
+            return self.finish_row(row, position, logits);
+        }
+        Err(Error::InvalidRequest {
+            reason: format!("token {id} is not in the vocabulary of {}", self.n_vocab),
+        })
+    }
+
+    /// Adds one embedding row (`n_embd` floats) at `position` of `sequence`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] when `row` is not `n_embd` long,
+    /// [`Error::Decode`] when the batch is full or `sequence` out of range.
+    pub fn add_embedding(
+        &mut self,
+        sequence: usize,
+        position: usize,
+        row: &[f32],
+        logits: bool,
+    ) -> Result<Row> {
+        if row.len() != self.n_embd {
+            return Err(Error::InvalidRequest {
+                reason: format!(
+                    "an embedding row has {} values, the language model takes {}",
+                    row.len(),
+                    self.n_embd
+                ),
+            });
+        }
+        let sequence = self.check(sequence, position, logits)?;
+        let embd = sys::llama_embd {
+            data: row.as_ptr(),
+            n_rows: 1,
+            n_embd: row.len(),
+        };
+        // SAFETY: `embd` describes `row` exactly, and llama.cpp copies it before it
+        // returns; its length is the model's input width, so it is accepted.
+        let row = unsafe { sys::llama_batch_ext_add_embd(self.batch.as_ptr(), sequence, embd) };
+        self.finish_row(row, position, logits)
+    }
+
+    fn check(&self, sequence: usize, position: usize, logits: bool) -> Result<i32> {
+        let problem = if self.n_rows >= self.n_batch {
+            format!("the batch is full ({} rows)", self.n_batch)
+        } else if sequence >= self.n_seq_max {
+            format!("sequence {sequence} of {}", self.n_seq_max)
+        } else if logits && self.n_outputs >= self.n_seq_max {
+            format!("more than {} rows of logits in a batch", self.n_seq_max)
+        } else if i32::try_from(position).is_err() {
+            format!("position {position}")
+        } else {
+            // In range: n_seq_max is at most 256.
+            return Ok(sequence as i32);
+        };
+        Err(Error::Decode { reason: problem })
+    }
+
+    fn finish_row(&mut self, row: i32, position: usize, logits: bool) -> Result<Row> {
+        if row < 0 {
+            return Err(Error::Decode {
+                reason: format!("llama_batch_ext_add returned {row}"),
+            });
+        }
+        let p = position as i32;
+        // M-RoPE models read up to four positions of an embedding row, others one.
+        let positions: [sys::llama_pos; 4] = [p, p, p, 0];
+        // SAFETY: `row` is in the batch, and `positions` holds the four values that
+        // llama.cpp reads at most (GGML_MROPE_SECTIONS).
+        let set = unsafe {
+            sys::llama_batch_ext_set_pos(self.batch.as_ptr(), row, positions.as_ptr())
+                && sys::llama_batch_ext_set_output_logits(self.batch.as_ptr(), row, logits)
+        };
+        if !set {
+            return Err(Error::Decode {
+                reason: format!("row {row} is not in the batch"),
+            });
+        }
+        self.n_rows += 1;
+        self.n_outputs += usize::from(logits);
+        Ok(Row(row))
+    }
+
+    /// Computes the batch: its rows enter the KV cache, and the logits asked for
+    /// become readable until the next call.
+    ///
+    /// # Errors
+    /// See [`ProcessError`].
+    pub fn process(&mut self) -> Result<(), ProcessError> {
+        if self.n_rows == 0 {
+            return Err(ProcessError::Refused);
+        }
+        // SAFETY: context and batch are live and belong together; the batch holds
+        // 1 to n_batch rows and at most n_outputs_max outputs (checked in `check`),
+        // the two things llama.cpp asserts instead of reporting.
+        let status = unsafe {
+            sys::llama_process(
+                self.raw.as_ptr(),
+                sys::LLAMA_PROCESS_TYPE_DECODE,
+                self.batch.as_ptr(),
+            )
+        };
+        match status {
+            0 => Ok(()),
+            1 => Err(ProcessError::NoRoom),
+            2 => Err(ProcessError::Aborted),
+            -1 => Err(ProcessError::Refused),
+            code => Err(ProcessError::Failed(code)),
+        }
+    }
+
+    /// Logits of a row of the last processed batch, `[n_vocab]`, without a copy.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when that row did not ask for them.
+    pub fn logits(&mut self, row: Row) -> Result<&[f32]> {
+        // SAFETY: the context is live; a row without logits gives null.
+        let logits = unsafe { sys::llama_get_logits_ith(self.raw.as_ptr(), row.0) };
+        if logits.is_null() {
+            return Err(Error::Decode {
+                reason: format!("row {} has no logits", row.0),
+            });
+        }
+        // SAFETY: a non-null result is a row of n_vocab floats that stays in place
+        // until the next `process`, which the borrow of `self` keeps away.
+        Ok(unsafe { std::slice::from_raw_parts(logits, self.n_vocab) })
+    }
+
+    /// Takes all of a sequence out of the KV cache.
+    pub fn remove(&mut self, sequence: usize) {
+        if let Ok(sequence) = i32::try_from(sequence) {
+            if sequence as usize >= self.n_seq_max {
+                return;
+            }
+            // SAFETY: `memory` belongs to the live context; the sequence is in range.
+            // Removing a whole sequence never fails.
+            unsafe { sys::llama_memory_seq_rm(self.memory.as_ptr(), sequence, -1, -1) };
+        }
+    }
+
+    /// Last position of a sequence in the KV cache.
+    pub fn last_position(&self, sequence: usize) -> Option<usize> {
+        if sequence >= self.n_seq_max {
+            return None;
+        }
+        // SAFETY: `memory` belongs to the live context; the sequence is in range.
+        let last =
+            unsafe { sys::llama_memory_seq_pos_max(self.memory.as_ptr(), sequence as i32) };
+        usize::try_from(last).ok()
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: both are live and never used again; the batch goes first because
+        // it points into the context, the context before the model and the abort
+        // flag, which are fields and dropped after this.
+        unsafe {
+            sys::llama_batch_ext_free(self.batch.as_ptr());
+            sys::llama_free(self.raw.as_ptr());
+        }
+    }
+}
+
+unsafe extern "C" fn should_abort(flag: *mut c_void) -> bool {
+    // SAFETY: `flag` is the AtomicBool behind `Context::_abort`, which lives as
+    // long as the context that calls this.
+    unsafe { &*flag.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+}
+
+fn to_u32(what: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::Context {
+        reason: format!("{what} of {value} is too large"),
+    })
+}
+
+fn model_ptr(model: &LlamaModel) -> NonNull<sys::llama_model> {
+    // SAFETY: LlamaModel is #[repr(transparent)] over Ptr<llama_model>, itself
+    // #[repr(transparent)] over NonNull, in the pinned llama-cpp-2 =0.1.160; size
+    // and alignment are asserted above.
+    unsafe {
+        std::ptr::from_ref(model)
+            .cast::<NonNull<sys::llama_model>>()
+            .read()
+    }
+}
+
+/// Width of an embedding row that the model takes as input.
+pub(crate) fn n_embd_input(model: &LlamaModel) -> usize {
+    // SAFETY: the pointer is that of a live model.
+    let n = unsafe { sys::llama_model_n_embd_inp(model_ptr(model).as_ptr()) };
+    usize::try_from(n).unwrap_or(0)
+}
+
+/// Whether the model has an encoder (T5), which [`Context`] does not drive.
+pub(crate) fn has_encoder(model: &LlamaModel) -> bool {
+    // SAFETY: the pointer is that of a live model.
+    unsafe { sys::llama_model_has_encoder(model_ptr(model).as_ptr()) }
+}
+
+/// Whether the model brings a tokenizer. llama.cpp aborts the process when text is
+/// tokenized without one.
+pub(crate) fn has_tokenizer(model: &LlamaModel) -> bool {
+    // SAFETY: the pointer is that of a live model, which owns the vocabulary.
+    unsafe {
+        let vocab = sys::llama_model_get_vocab(model_ptr(model).as_ptr());
+        !vocab.is_null() && sys::llama_vocab_type(vocab) != sys::LLAMA_VOCAB_TYPE_NONE
+    }
+}
+
+/// Elements and bytes of one block of a ggml tensor type, or `None` for a type
+/// that this llama.cpp does not know.
+pub(crate) fn type_layout(ggml_type: u32) -> Option<(u64, u64)> {
+    if ggml_type >= sys::GGML_TYPE_COUNT {
+        return None;
+    }
+    // SAFETY: both only index a table of GGML_TYPE_COUNT entries.
+    let (block, bytes) = unsafe {
+        (
+            sys::ggml_blck_size(ggml_type),
+            sys::ggml_type_size(ggml_type),
+        )
+    };
+    // Removed types have blocks of 0 bytes.
+    let block = u64::try_from(block).ok().filter(|&n| n > 0)?;
+    (bytes > 0).then_some((block, bytes as u64))
+}
+
+/// The process-wide backend, initialized on first use, with llama.cpp's log sent
+/// to `tracing` under the target `llama.cpp`.
+pub(crate) fn backend() -> &'static LlamaBackend {
+    static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
+    BACKEND.get_or_init(|| {
+        // SAFETY: `log` is a plain function that needs no user data.
+        unsafe {
+            sys::llama_log_set(Some(log), std::ptr::null_mut());
+            sys::ggml_log_set(Some(log), std::ptr::null_mut());
+        }
+        // Another user of llama.cpp in this process may have been first; then the
+        // backend is up already, which is all this value says.
+        LlamaBackend::init().unwrap_or(LlamaBackend {})
+    })
+}
+
+thread_local! {
+    static LAST_ERROR: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// What llama.cpp last logged as an error on this thread, once.
+pub(crate) fn take_last_error() -> Option<String> {
+    LAST_ERROR.with(|last| last.take())
+}
+
+unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
+    if text.is_null() {
+        return;
+    }
+    // llama.cpp is chatty: its INFO is a page for each model, its WARN mostly advice.
+    match level {
+        sys::GGML_LOG_LEVEL_ERROR => {
+            // SAFETY: llama.cpp passes a C string that lives through the call.
+            let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+            let text = text.trim();
+            tracing::warn!(target: "llama.cpp", "{text}");
+            // "function: message"; the function's name says nothing to a user.
+            let message = text.split_once(": ").map_or(text, |(_, message)| message);
+            let _ = LAST_ERROR.try_with(|last| last.replace(Some(message.to_owned())));
+        }
+        sys::GGML_LOG_LEVEL_WARN if tracing::enabled!(target: "llama.cpp", tracing::Level::INFO) => {
+            // SAFETY: as above.
+            let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+            tracing::info!(target: "llama.cpp", "{}", text.trim());
+        }
+        sys::GGML_LOG_LEVEL_INFO if tracing::enabled!(target: "llama.cpp", tracing::Level::DEBUG) => {
+            // SAFETY: as above.
+            let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+            tracing::debug!(target: "llama.cpp", "{}", text.trim());
+        }
+        sys::GGML_LOG_LEVEL_DEBUG if tracing::enabled!(target: "llama.cpp", tracing::Level::TRACE) => {
+            // SAFETY: as above.
+            let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+            tracing::trace!(target: "llama.cpp", "{}", text.trim());
+        }
+        _ => {}
+    }
+}
