@@ -1,0 +1,153 @@
+//! Layouts as data, and the presets.
+
+use crate::{
+    ChatTemplate, ChatTemplateLayout, Error, Message, Part, Result, Role, Segment, SpecialToken,
+    TurnsLayout,
+};
+use serde::{Deserialize, Serialize};
+
+/// The names [`Layout::preset`] knows.
+pub const PRESETS: [&str; 3] = ["chat-template", "blip2-opt", "minigpt4"];
+
+/// Where a picture stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImagePosition {
+    /// Where the caller put it among the message's parts.
+    #[default]
+    InPlace,
+    /// Before the text of its message.
+    StartOfTurn,
+    /// Before everything, even BOS; only the first user message can hold a picture.
+    BeforeBos,
+}
+
+/// How a model family lays out a conversation: the table `[prompt]` of a bundle's manifest.
+///
+/// ```
+/// let layout: prompts::Layout = toml::from_str(r#"
+///     layout = "chat-template"
+///     image_position = "start_of_turn"
+///     caption_prompt = "Describe the picture."
+/// "#)?;
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "layout", rename_all = "kebab-case")]
+pub enum Layout {
+    /// The language model's own chat template.
+    ChatTemplate(ChatTemplateLayout),
+    /// Turns written out as plain text.
+    Turns(TurnsLayout),
+}
+
+impl Layout {
+    /// A layout by name, one of [`PRESETS`].
+    ///
+    /// - `chat-template`: the GGUF's `tokenizer.chat_template`, pictures where the caller puts them.
+    /// - `blip2-opt`: `[queries][BOS]Question: {} Answer:`, further turns joined as LAVIS's demo joins them
+    ///   (`Question: {} Answer: {}. Question: {} Answer:`); a lone picture is captioned from `[queries][BOS]`.
+    ///   Stops at OPT's line break (50118).
+    /// - `minigpt4`: MiniGPT-4's `###Human: <Img>[queries]</Img> {}###Assistant: ` (`minigpt4/conversation`).
+    pub fn preset(name: &str) -> Result<Layout> {
+        match name {
+            "chat-template" => Ok(Layout::ChatTemplate(ChatTemplateLayout::default())),
+            "blip2-opt" => Ok(Layout::Turns(TurnsLayout::blip2_opt())),
+            "minigpt4" => Ok(Layout::Turns(TurnsLayout::minigpt4())),
+            _ => Err(Error::UnknownPreset {
+                name: name.to_owned(),
+            }),
+        }
+    }
+
+    /// Lays out a conversation. `template` is the language model's chat template; only `chat-template` layouts read it.
+    ///
+    /// The last message must not be the assistant's. Where it shows a picture and says nothing, it is given
+    /// [`Layout::caption_prompt`]. Adjacent texts of one message are joined by a newline; nothing is put between text and
+    /// picture beyond what the layout says. Images are taken by their index; [`check_images`](crate::check_images)
+    /// compares them with the images of the request.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        template: Option<&ChatTemplate>,
+    ) -> Result<Vec<Segment>> {
+        match self {
+            Layout::ChatTemplate(layout) => layout.render(messages, template),
+            Layout::Turns(layout) => layout.render(messages),
+        }
+    }
+
+    /// A prompt written by hand: `images` soft prompts in the family's place, and `text` as it is, special tokens parsed.
+    ///
+    /// `[queries][BOS][text]` where the image stands before BOS, else `[BOS][queries][text]`; a `chat-template` layout adds
+    /// no BOS (`[queries][text]`), since only the vocabulary knows whether there is one.
+    pub fn render_raw(&self, text: &str, images: usize) -> Result<Vec<Segment>> {
+        if let Some(max) = self.max_images().filter(|max| images > *max) {
+            return Err(Error::TooManyImages { images, max });
+        }
+        let mut segments: Vec<Segment> = (0..images).map(Segment::Image).collect();
+        if let Layout::Turns(layout) = self
+            && layout.bos
+        {
+            let place = if layout.image_position == ImagePosition::BeforeBos {
+                images
+            } else {
+                0
+            };
+            segments.insert(place, Segment::Token(SpecialToken::Bos));
+        }
+        if !text.is_empty() {
+            segments.push(Segment::special(text));
+        }
+        Ok(segments)
+    }
+
+    /// Texts that end an answer; the answer does not include them.
+    pub fn stop(&self) -> &[String] {
+        match self {
+            Layout::ChatTemplate(layout) => &layout.stop,
+            Layout::Turns(layout) => &layout.stop,
+        }
+    }
+
+    /// Token ids that end an answer, besides the vocabulary's own end-of-generation tokens.
+    pub fn stop_ids(&self) -> &[i32] {
+        match self {
+            Layout::ChatTemplate(layout) => &layout.stop_ids,
+            Layout::Turns(layout) => &layout.stop_ids,
+        }
+    }
+
+    /// What a picture without words is asked.
+    pub fn caption_prompt(&self) -> &str {
+        match self {
+            Layout::ChatTemplate(layout) => &layout.caption_prompt,
+            Layout::Turns(layout) => &layout.caption_prompt,
+        }
+    }
+
+    /// Most images that a conversation may hold; `None` is no limit.
+    pub fn max_images(&self) -> Option<usize> {
+        match self {
+            Layout::ChatTemplate(layout) => layout.max_images,
+            Layout::Turns(layout) => layout.max_images,
+        }
+    }
+}
+
+/// The conversation with `caption_prompt` put into a last user message that shows a picture and says nothing.
+pub(crate) fn with_caption_prompt(messages: &[Message], caption_prompt: &str) -> Vec<Message> {
+    let mut messages = messages.to_vec();
+    if let Some(last) = messages.last_mut()
+        && asks_for_caption(last)
+        && !caption_prompt.is_empty()
+    {
+        last.parts.push(Part::Text(caption_prompt.to_owned()));
+    }
+    messages
+}
+
+/// Whether a message shows a picture and says nothing.
+pub(crate) fn asks_for_caption(message: &Message) -> bool {
+    message.role == Role::User && message.says_nothing() && message.images().next().is_some()
+}

@@ -1,0 +1,198 @@
+//! Turns written out as plain text, for families from before chat templates.
+
+use crate::layout::{asks_for_caption, with_caption_prompt};
+use crate::message::{check, ordered_parts};
+use crate::segment::Segments;
+use crate::{Error, ImagePosition, Message, Part, Result, Role, Segment, SpecialToken};
+use serde::{Deserialize, Serialize};
+
+/// Text around each turn. All of it is plain text (`###`, `<Img>` are no tokens of these vocabularies), so nothing in the
+/// prompt is parsed for special tokens, and all text between two pictures is tokenized in one piece.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TurnsLayout {
+    /// What a picture without words is asked.
+    pub caption_prompt: String,
+    /// Whether the caption prompt of a conversation's first turn stands alone, without the text around a turn.
+    pub caption_without_turn: bool,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+    /// Token ids that end an answer, besides the vocabulary's own.
+    pub stop_ids: Vec<i32>,
+    /// Most images in a conversation.
+    pub max_images: Option<usize>,
+    /// Whether the prompt has a BOS token.
+    pub bos: bool,
+    /// Where pictures stand.
+    pub image_position: ImagePosition,
+    /// Text before a picture.
+    pub image_prefix: String,
+    /// Text after a picture.
+    pub image_suffix: String,
+    /// Text between a picture and the text or picture beside it in a message.
+    pub image_separator: String,
+    /// Whether a system message has a place.
+    pub accepts_system: bool,
+    /// System message of a conversation that has none.
+    pub default_system: String,
+    /// Text after the system message.
+    pub system_suffix: String,
+    /// Text before a user's message.
+    pub user_prefix: String,
+    /// Text after a user's message, up to where the answer begins.
+    pub user_suffix: String,
+    /// Text before an answer of an earlier turn, which is trimmed.
+    pub assistant_prefix: String,
+    /// Text after an answer of an earlier turn.
+    pub assistant_suffix: String,
+}
+
+impl TurnsLayout {
+    /// BLIP-2 with OPT: paper section 4, LAVIS `app/vqa.py` and `blip2_opt.py`.
+    pub(crate) fn blip2_opt() -> TurnsLayout {
+        TurnsLayout {
+            caption_without_turn: true,
+            stop_ids: vec![50118],
+            max_images: Some(1),
+            bos: true,
+            image_position: ImagePosition::BeforeBos,
+            user_prefix: "Question: ".into(),
+            user_suffix: " Answer:".into(),
+            assistant_prefix: " ".into(),
+            assistant_suffix: ". ".into(),
+            ..TurnsLayout::default()
+        }
+    }
+
+    /// MiniGPT-4 with Vicuna v0: `minigpt4/conversation/conversation.py`, `CONV_VISION_Vicuna0`.
+    pub(crate) fn minigpt4() -> TurnsLayout {
+        TurnsLayout {
+            caption_prompt: "Describe this image in detail.".into(),
+            stop: vec!["###".into()],
+            bos: true,
+            image_prefix: "<Img>".into(),
+            image_suffix: "</Img>".into(),
+            image_separator: " ".into(),
+            accepts_system: true,
+            default_system: "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I \
+                             provide it to you. Please answer my questions."
+                .into(),
+            system_suffix: "###".into(),
+            user_prefix: "Human: ".into(),
+            user_suffix: "###Assistant: ".into(),
+            assistant_suffix: "###".into(),
+            ..TurnsLayout::default()
+        }
+    }
+
+    pub(crate) fn render(&self, messages: &[Message]) -> Result<Vec<Segment>> {
+        check(messages, self.max_images)?;
+        let caption = matches!(messages, [only] if asks_for_caption(only));
+        let messages = merge_neighbours(with_caption_prompt(messages, &self.caption_prompt));
+        let mut segments = Segments::default();
+        if self.image_position == ImagePosition::BeforeBos {
+            self.images_before(&messages)?
+                .into_iter()
+                .for_each(|image| self.push_image(image, &mut segments));
+        }
+        if self.bos {
+            segments.push(Segment::Token(SpecialToken::Bos));
+        }
+        if caption && self.caption_without_turn {
+            messages
+                .iter()
+                .for_each(|message| self.push_content(message, &mut segments));
+            return Ok(segments.into_vec());
+        }
+        let has_system = messages
+            .first()
+            .is_some_and(|first| first.role == Role::System);
+        if !has_system && !self.default_system.is_empty() {
+            segments.push_text(&self.default_system, false);
+            segments.push_text(&self.system_suffix, false);
+        }
+        for (index, message) in messages.iter().enumerate() {
+            match message.role {
+                Role::System if !self.accepts_system => return Err(Error::NoSystemTurn),
+                Role::System if index > 0 => return Err(Error::SystemNotFirst { message: index }),
+                Role::System => {
+                    self.push_content(message, &mut segments);
+                    segments.push_text(&self.system_suffix, false);
+                }
+                Role::User => {
+                    segments.push_text(&self.user_prefix, false);
+                    self.push_content(message, &mut segments);
+                    segments.push_text(&self.user_suffix, false);
+                }
+                Role::Assistant => {
+                    let answer: Vec<&str> = message.texts().collect();
+                    segments.push_text(&self.assistant_prefix, false);
+                    segments.push_text(answer.join("\n").trim(), false);
+                    segments.push_text(&self.assistant_suffix, false);
+                }
+            }
+        }
+        Ok(segments.into_vec())
+    }
+
+    /// The images of a layout that reads them before everything else.
+    fn images_before(&self, messages: &[Message]) -> Result<Vec<usize>> {
+        let mut turns = messages.iter().filter(|message| message.role == Role::User);
+        let first = turns
+            .next()
+            .map(|turn| turn.images().collect())
+            .unwrap_or_default();
+        match turns.any(|turn| turn.images().next().is_some()) {
+            true => Err(Error::ImageNotInFirstTurn),
+            false => Ok(first),
+        }
+    }
+
+    fn push_image(&self, image: usize, segments: &mut Segments) {
+        segments.push_text(&self.image_prefix, false);
+        segments.push(Segment::Image(image));
+        segments.push_text(&self.image_suffix, false);
+    }
+
+    /// A message's parts, the image separator between a picture and its neighbour unless there is whitespace already.
+    fn push_content(&self, message: &Message, segments: &mut Segments) {
+        let before_bos = self.image_position == ImagePosition::BeforeBos;
+        let mut after_image = None;
+        for part in ordered_parts(message, self.image_position) {
+            match part {
+                Part::Image(_) if before_bos => {}
+                Part::Image(image) => {
+                    if after_image.is_some()
+                        && !segments.last_char().is_some_and(char::is_whitespace)
+                    {
+                        segments.push_text(&self.image_separator, false);
+                    }
+                    self.push_image(image, segments);
+                    after_image = Some(true);
+                }
+                Part::Text(text) => {
+                    if after_image == Some(true)
+                        && !text.is_empty()
+                        && !text.starts_with(char::is_whitespace)
+                    {
+                        segments.push_text(&self.image_separator, false);
+                    }
+                    segments.push_text(&text, false);
+                    after_image = Some(false);
+                }
+            }
+        }
+    }
+}
+
+/// Neighbouring messages of one role as one message: these layouts alternate.
+fn merge_neighbours(messages: Vec<Message>) -> Vec<Message> {
+    let mut merged: Vec<Message> = Vec::with_capacity(messages.len());
+    for message in messages {
+        match merged.last_mut() {
+            Some(last) if last.role == message.role => last.parts.extend(message.parts),
+            _ => merged.push(message),
+        }
+    }
+    merged
+}

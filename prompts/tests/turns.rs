@@ -1,0 +1,253 @@
+//! Written-out layouts against the prompts that LAVIS and MiniGPT-4 send.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use prompts::{Error, Layout, Message, Part, Role, Segment, SpecialToken, check_images};
+
+const BOS: Segment = Segment::Token(SpecialToken::Bos);
+
+fn user(parts: &[&str]) -> Message {
+    let part = |part: &&str| {
+        if *part == "IMAGE" {
+            Part::Image(0)
+        } else {
+            Part::Text((*part).into())
+        }
+    };
+    Message {
+        role: Role::User,
+        parts: parts.iter().map(part).collect(),
+    }
+}
+
+fn assistant(text: &str) -> Message {
+    Message::text(Role::Assistant, text)
+}
+
+fn blip2(messages: &[Message]) -> prompts::Result<Vec<Segment>> {
+    Layout::preset("blip2-opt").unwrap().render(messages, None)
+}
+
+fn minigpt4(messages: &[Message]) -> prompts::Result<Vec<Segment>> {
+    Layout::preset("minigpt4").unwrap().render(messages, None)
+}
+
+#[test]
+fn blip2_puts_the_queries_before_bos() {
+    let expected = [
+        Segment::Image(0),
+        BOS,
+        Segment::text("Question: which city is this? Answer:"),
+    ];
+    assert_eq!(
+        blip2(&[user(&["IMAGE", "which city is this?"])]).unwrap(),
+        expected
+    );
+    assert_eq!(
+        blip2(&[user(&["which city is this?", "IMAGE"])]).unwrap(),
+        expected
+    );
+}
+
+#[test]
+fn blip2_captions_from_an_empty_prompt() {
+    assert_eq!(
+        blip2(&[user(&["IMAGE"])]).unwrap(),
+        [Segment::Image(0), BOS]
+    );
+    assert_eq!(
+        blip2(&[user(&["IMAGE", " "])]).unwrap()[..2],
+        [Segment::Image(0), BOS]
+    );
+    let mut coco = serde_json::to_value(Layout::preset("blip2-opt").unwrap()).unwrap();
+    coco["caption_prompt"] = "a photo of".into();
+    let coco: Layout = serde_json::from_value(coco).unwrap();
+    let expected = [Segment::Image(0), BOS, Segment::text("a photo of")];
+    assert_eq!(coco.render(&[user(&["IMAGE"])], None).unwrap(), expected);
+}
+
+#[test]
+fn blip2_joins_turns_as_the_lavis_demo() {
+    let messages = [
+        user(&["IMAGE", "which city is this?"]),
+        assistant(" singapore\n"),
+        user(&["why?"]),
+    ];
+    let expected = "Question: which city is this? Answer: singapore. Question: why? Answer:";
+    assert_eq!(
+        blip2(&messages).unwrap(),
+        [Segment::Image(0), BOS, Segment::text(expected)]
+    );
+}
+
+#[test]
+fn blip2_takes_one_image_in_the_first_turn() {
+    let late = [
+        user(&["Hi"]),
+        assistant("Hi"),
+        user(&["IMAGE", "what is it?"]),
+    ];
+    assert_eq!(blip2(&late).unwrap_err(), Error::ImageNotInFirstTurn);
+    let two = [user(&["IMAGE", "IMAGE", "what is it?"])];
+    assert_eq!(
+        blip2(&two).unwrap_err(),
+        Error::TooManyImages { images: 2, max: 1 }
+    );
+    let system = [
+        Message::text(Role::System, "Be brief."),
+        user(&["IMAGE", "what is it?"]),
+    ];
+    assert_eq!(blip2(&system).unwrap_err(), Error::NoSystemTurn);
+    let split = [user(&["IMAGE"]), user(&["what is it?"])];
+    assert_eq!(
+        blip2(&split).unwrap(),
+        [
+            Segment::Image(0),
+            BOS,
+            Segment::text("Question: what is it? Answer:")
+        ]
+    );
+}
+
+const MINIGPT4_SYSTEM: &str = "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I \
+                               provide it to you. Please answer my questions.";
+
+#[test]
+fn minigpt4_shows_the_image_inside_the_turn() {
+    let messages = [
+        user(&["IMAGE", "What is it?"]),
+        assistant("A dog."),
+        user(&["Which breed?"]),
+    ];
+    assert_eq!(
+        minigpt4(&messages).unwrap(),
+        [
+            BOS,
+            Segment::text(format!("{MINIGPT4_SYSTEM}###Human: <Img>")),
+            Segment::Image(0),
+            Segment::text(
+                "</Img> What is it?###Assistant: A dog.###Human: Which breed?###Assistant: "
+            ),
+        ]
+    );
+}
+
+#[test]
+fn minigpt4_separates_pictures_by_a_space() {
+    let messages = [user(&["IMAGE", "IMAGE", "\nSame?"])];
+    assert_eq!(
+        minigpt4(&messages).unwrap()[2..],
+        [
+            Segment::Image(0),
+            Segment::text("</Img> <Img>"),
+            Segment::Image(0),
+            Segment::text("</Img>\nSame?###Assistant: "),
+        ]
+    );
+}
+
+#[test]
+fn minigpt4_takes_a_system_message_at_the_start() {
+    let system = Message::text(Role::System, "Be brief.");
+    let segments = minigpt4(&[system.clone(), user(&["Hi"])]).unwrap();
+    assert_eq!(
+        segments,
+        [BOS, Segment::text("Be brief.###Human: Hi###Assistant: ")]
+    );
+    let error = minigpt4(&[user(&["Hi"]), system]).unwrap_err();
+    assert_eq!(error, Error::SystemNotFirst { message: 1 });
+}
+
+#[test]
+fn presets_carry_what_ends_an_answer() {
+    assert_eq!(Layout::preset("blip2-opt").unwrap().stop_ids(), [50118]);
+    assert_eq!(Layout::preset("minigpt4").unwrap().stop(), ["###"]);
+    let error = Layout::preset("llava").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "there is no prompt layout named \"llava\"; there are chat-template, blip2-opt, minigpt4"
+    );
+}
+
+#[test]
+fn raw_text_is_sent_as_it_is() {
+    let raw = |name: &str| {
+        Layout::preset(name)
+            .unwrap()
+            .render_raw("a </s> photo of", 1)
+            .unwrap()
+    };
+    let text = Segment::special("a </s> photo of");
+    assert_eq!(raw("blip2-opt"), [Segment::Image(0), BOS, text.clone()]);
+    assert_eq!(raw("minigpt4"), [BOS, Segment::Image(0), text.clone()]);
+    assert_eq!(raw("chat-template"), [Segment::Image(0), text]);
+    assert_eq!(
+        Layout::preset("blip2-opt")
+            .unwrap()
+            .render_raw("", 1)
+            .unwrap(),
+        [Segment::Image(0), BOS]
+    );
+    let error = Layout::preset("blip2-opt")
+        .unwrap()
+        .render_raw("", 2)
+        .unwrap_err();
+    assert_eq!(error, Error::TooManyImages { images: 2, max: 1 });
+}
+
+#[test]
+fn conversations_without_a_question_are_refused() {
+    assert_eq!(minigpt4(&[]).unwrap_err(), Error::NoMessages);
+    assert_eq!(
+        minigpt4(&[user(&[])]).unwrap_err(),
+        Error::EmptyMessage { message: 0 }
+    );
+    assert_eq!(
+        minigpt4(&[user(&["Hi"]), assistant("Hi")]).unwrap_err(),
+        Error::NothingToAnswer
+    );
+    for role in [Role::System, Role::Assistant] {
+        let error = minigpt4(&[
+            Message {
+                role,
+                parts: vec![Part::Image(0)],
+            },
+            user(&["Hi"]),
+        ])
+        .unwrap_err();
+        assert_eq!(error, Error::ImageOutsideUserMessage { message: 0, role });
+    }
+}
+
+#[test]
+fn images_and_their_places_must_agree() {
+    let messages = [user(&["IMAGE", "Hi"])];
+    assert_eq!(check_images(&messages, 1), Ok(()));
+    assert_eq!(
+        check_images(&messages, 2),
+        Err(Error::UnusedImage { image: 1 })
+    );
+    assert_eq!(
+        check_images(&messages, 0),
+        Err(Error::NoSuchImage {
+            message: 0,
+            image: 0,
+            images: 0
+        })
+    );
+}
+
+#[test]
+fn layouts_survive_toml() {
+    for name in prompts::PRESETS {
+        let layout = Layout::preset(name).unwrap();
+        let written = toml::to_string(&layout).unwrap();
+        assert_eq!(
+            toml::from_str::<Layout>(&written).unwrap(),
+            layout,
+            "{written}"
+        );
+    }
+    let error = toml::from_str::<Layout>("layout = \"turns\"\nuser_prefx = \"\"").unwrap_err();
+    assert!(error.to_string().contains("user_prefx"), "{error}");
+}
