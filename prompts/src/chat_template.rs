@@ -68,9 +68,10 @@ impl ChatTemplateLayout {
     pub(crate) fn render(
         &self,
         messages: &[Message],
+        images: usize,
         template: Option<&ChatTemplate>,
     ) -> Result<Vec<Segment>> {
-        check(messages, self.max_images)?;
+        check(messages, images, self.max_images)?;
         let source = self
             .template
             .as_ref()

@@ -7,7 +7,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The names [`Layout::preset`] knows.
-pub const PRESETS: [&str; 3] = ["chat-template", "blip2-opt", "minigpt4"];
+pub const PRESETS: [&str; 4] = ["chat-template", "blip2", "blip2-opt", "minigpt4"];
 
 /// Where a picture stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -45,14 +45,20 @@ impl Layout {
     /// A layout by name, one of [`PRESETS`].
     ///
     /// - `chat-template`: the GGUF's `tokenizer.chat_template`, pictures where the caller puts them.
-    /// - `blip2-opt`: `[queries][BOS]Question: {} Answer:`, further turns joined as LAVIS's demo joins them
+    /// - `blip2`: `[queries][BOS]Question: {} Answer:`, further turns joined as LAVIS's demo joins them
     ///   (`Question: {} Answer: {}. Question: {} Answer:`); a lone picture is captioned from `[queries][BOS]`.
-    ///   Stops at OPT's line break (50118).
+    ///   Answers end at a line break, whatever the language model.
+    /// - `blip2-opt`: the same for OPT, whose answers end at its token of a line break (50118).
     /// - `minigpt4`: MiniGPT-4's `###Human: <Img>[queries]</Img> {}###Assistant: ` (`minigpt4/conversation`).
     pub fn preset(name: &str) -> Result<Layout> {
         match name {
             "chat-template" => Ok(Layout::ChatTemplate(ChatTemplateLayout::default())),
-            "blip2-opt" => Ok(Layout::Turns(TurnsLayout::blip2_opt())),
+            "blip2" => Ok(Layout::Turns(TurnsLayout::blip2())),
+            "blip2-opt" => Ok(Layout::Turns(TurnsLayout {
+                stop: Vec::new(),
+                stop_ids: vec![50118],
+                ..TurnsLayout::blip2()
+            })),
             "minigpt4" => Ok(Layout::Turns(TurnsLayout::minigpt4())),
             _ => Err(Error::UnknownPreset {
                 name: name.to_owned(),
@@ -60,20 +66,37 @@ impl Layout {
         }
     }
 
+    /// BLIP-2's layout for a decoder-only language model: `blip2-opt` with other stop ids, which a
+    /// checkpoint's `text_config.eos_token_id` names.
+    pub fn blip2(stop_ids: Vec<i32>) -> Layout {
+        Layout::Turns(TurnsLayout {
+            stop_ids,
+            ..TurnsLayout::blip2_opt()
+        })
+    }
+
+    /// The name that `layout` has in the manifest.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Layout::ChatTemplate(_) => "chat-template",
+            Layout::Turns(_) => "turns",
+        }
+    }
+
     /// Lays out a conversation. `template` is the language model's chat template; only `chat-template` layouts read it.
     ///
     /// The last message must not be the assistant's. Where it shows a picture and says nothing, it is given
     /// [`Layout::caption_prompt`]. Adjacent texts of one message are joined by a newline; nothing is put between text and
-    /// picture beyond what the layout says. Images are taken by their index; [`check_images`](crate::check_images)
-    /// compares them with the images of the request.
+    /// picture beyond what the layout says. `images` is the number of images the request has; each must be shown.
     pub fn render(
         &self,
         messages: &[Message],
+        images: usize,
         template: Option<&ChatTemplate>,
     ) -> Result<Vec<Segment>> {
         match self {
-            Layout::ChatTemplate(layout) => layout.render(messages, template),
-            Layout::Turns(layout) => layout.render(messages),
+            Layout::ChatTemplate(layout) => layout.render(messages, images, template),
+            Layout::Turns(layout) => layout.render(messages, images),
         }
     }
 

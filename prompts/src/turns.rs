@@ -48,11 +48,11 @@ pub struct TurnsLayout {
 }
 
 impl TurnsLayout {
-    /// BLIP-2 with OPT: paper section 4, LAVIS `app/vqa.py` and `blip2_opt.py`.
-    pub(crate) fn blip2_opt() -> TurnsLayout {
+    /// BLIP-2 with a decoder: paper section 4, LAVIS `app/vqa.py` and `blip2_opt.py`.
+    pub(crate) fn blip2() -> TurnsLayout {
         TurnsLayout {
             caption_without_turn: true,
-            stop_ids: vec![50118],
+            stop: vec!["\n".into()],
             max_images: Some(1),
             bos: true,
             image_position: ImagePosition::BeforeBos,
@@ -85,8 +85,8 @@ impl TurnsLayout {
         }
     }
 
-    pub(crate) fn render(&self, messages: &[Message]) -> Result<Vec<Segment>> {
-        check(messages, self.max_images)?;
+    pub(crate) fn render(&self, messages: &[Message], images: usize) -> Result<Vec<Segment>> {
+        check(messages, images, self.max_images)?;
         let caption = matches!(messages, [only] if asks_for_caption(only));
         let messages = merge_neighbours(with_caption_prompt(messages, &self.caption_prompt));
         let mut segments = Segments::default();

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use prompts::{Error, Layout, Message, Part, Role, Segment, SpecialToken, check_images};
+use prompts::{Error, Layout, Message, Part, Role, Segment, SpecialToken};
 
 const BOS: Segment = Segment::Token(SpecialToken::Bos);
 
@@ -24,12 +24,20 @@ fn assistant(text: &str) -> Message {
     Message::text(Role::Assistant, text)
 }
 
+fn render(preset: &str, messages: &[Message]) -> prompts::Result<Vec<Segment>> {
+    let mut parts = messages.iter().flat_map(|message| &message.parts);
+    let images = usize::from(parts.any(|part| matches!(part, Part::Image(_))));
+    Layout::preset(preset)
+        .unwrap()
+        .render(messages, images, None)
+}
+
 fn blip2(messages: &[Message]) -> prompts::Result<Vec<Segment>> {
-    Layout::preset("blip2-opt").unwrap().render(messages, None)
+    render("blip2-opt", messages)
 }
 
 fn minigpt4(messages: &[Message]) -> prompts::Result<Vec<Segment>> {
-    Layout::preset("minigpt4").unwrap().render(messages, None)
+    render("minigpt4", messages)
 }
 
 #[test]
@@ -63,7 +71,7 @@ fn blip2_captions_from_an_empty_prompt() {
     coco["caption_prompt"] = "a photo of".into();
     let coco: Layout = serde_json::from_value(coco).unwrap();
     let expected = [Segment::Image(0), BOS, Segment::text("a photo of")];
-    assert_eq!(coco.render(&[user(&["IMAGE"])], None).unwrap(), expected);
+    assert_eq!(coco.render(&[user(&["IMAGE"])], 1, None).unwrap(), expected);
 }
 
 #[test]
@@ -98,6 +106,10 @@ fn blip2_takes_one_image_in_the_first_turn() {
         user(&["IMAGE", "what is it?"]),
     ];
     assert_eq!(blip2(&system).unwrap_err(), Error::NoSystemTurn);
+    assert_eq!(
+        render("blip2", &[user(&["IMAGE"])]).unwrap(),
+        [Segment::Image(0), BOS]
+    );
     let split = [user(&["IMAGE"]), user(&["what is it?"])];
     assert_eq!(
         blip2(&split).unwrap(),
@@ -161,11 +173,12 @@ fn minigpt4_takes_a_system_message_at_the_start() {
 #[test]
 fn presets_carry_what_ends_an_answer() {
     assert_eq!(Layout::preset("blip2-opt").unwrap().stop_ids(), [50118]);
+    assert_eq!(Layout::preset("blip2").unwrap().stop(), ["\n"]);
     assert_eq!(Layout::preset("minigpt4").unwrap().stop(), ["###"]);
     let error = Layout::preset("llava").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "there is no prompt layout named \"llava\"; there are chat-template, blip2-opt, minigpt4"
+        "there is no prompt layout named \"llava\"; there are chat-template, blip2, blip2-opt, minigpt4"
     );
 }
 
@@ -221,19 +234,19 @@ fn conversations_without_a_question_are_refused() {
 
 #[test]
 fn images_and_their_places_must_agree() {
+    let layout = Layout::preset("minigpt4").unwrap();
     let messages = [user(&["IMAGE", "Hi"])];
-    assert_eq!(check_images(&messages, 1), Ok(()));
+    assert!(layout.render(&messages, 1, None).is_ok());
+    let unused = layout.render(&messages, 2, None).unwrap_err();
+    assert_eq!(unused, Error::UnusedImage { image: 1 });
+    let missing = layout.render(&messages, 0, None).unwrap_err();
     assert_eq!(
-        check_images(&messages, 2),
-        Err(Error::UnusedImage { image: 1 })
-    );
-    assert_eq!(
-        check_images(&messages, 0),
-        Err(Error::NoSuchImage {
+        missing,
+        Error::NoSuchImage {
             message: 0,
             image: 0,
             images: 0
-        })
+        }
     );
 }
 
