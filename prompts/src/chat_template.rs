@@ -68,10 +68,9 @@ impl ChatTemplateLayout {
     pub(crate) fn render(
         &self,
         messages: &[Message],
-        images: usize,
         template: Option<&ChatTemplate>,
     ) -> Result<Vec<Segment>> {
-        check(messages, images, self.max_images)?;
+        check(messages, self.max_images)?;
         let source = self
             .template
             .as_ref()

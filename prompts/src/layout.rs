@@ -87,16 +87,16 @@ impl Layout {
     ///
     /// The last message must not be the assistant's. Where it shows a picture and says nothing, it is given
     /// [`Layout::caption_prompt`]. Adjacent texts of one message are joined by a newline; nothing is put between text and
-    /// picture beyond what the layout says. `images` is the number of images the request has; each must be shown.
+    /// picture beyond what the layout says. Images are taken by their index; [`check_images`](crate::check_images)
+    /// compares them with the images of the request.
     pub fn render(
         &self,
         messages: &[Message],
-        images: usize,
         template: Option<&ChatTemplate>,
     ) -> Result<Vec<Segment>> {
         match self {
-            Layout::ChatTemplate(layout) => layout.render(messages, images, template),
-            Layout::Turns(layout) => layout.render(messages, images),
+            Layout::ChatTemplate(layout) => layout.render(messages, template),
+            Layout::Turns(layout) => layout.render(messages),
         }
     }
 

@@ -11,7 +11,7 @@
 //! use prompts::{Layout, Message, Part, Role, Segment, SpecialToken};
 //! let layout = Layout::preset("blip2-opt")?;
 //! let question = Message { role: Role::User, parts: vec![Part::Image(0), Part::Text("which city is this?".into())] };
-//! let segments = layout.render(&[question], 1, None)?;
+//! let segments = layout.render(&[question], None)?;
 //! assert_eq!(segments, [
 //!     Segment::Image(0),
 //!     Segment::Token(SpecialToken::Bos),
@@ -33,6 +33,6 @@ pub use chat_template::{ChatTemplate, ChatTemplateLayout};
 pub use error::{Error, Result};
 pub use join::join;
 pub use layout::{ImagePosition, Layout, PRESETS};
-pub use message::{Message, Part, Role};
+pub use message::{Message, Part, Role, check_images};
 pub use segment::{Segment, SpecialToken};
 pub use turns::TurnsLayout;

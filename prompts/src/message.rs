@@ -77,9 +77,26 @@ impl Message {
     }
 }
 
-/// The rules of every layout, for a request with `images` images.
-pub(crate) fn check(messages: &[Message], images: usize, max_images: Option<usize>) -> Result<()> {
+/// Checks that every image a message refers to is among the request's `images`, and that each of those is used.
+pub fn check_images(messages: &[Message], images: usize) -> Result<()> {
     let mut used = vec![false; images];
+    for (message, content) in messages.iter().enumerate() {
+        for image in content.images() {
+            *used.get_mut(image).ok_or(Error::NoSuchImage {
+                message,
+                image,
+                images,
+            })? = true;
+        }
+    }
+    match used.iter().position(|used| !used) {
+        Some(image) => Err(Error::UnusedImage { image }),
+        None => Ok(()),
+    }
+}
+
+/// The rules of every layout.
+pub(crate) fn check(messages: &[Message], max_images: Option<usize>) -> Result<()> {
     let last = messages.last().ok_or(Error::NoMessages)?;
     for (message, content) in messages.iter().enumerate() {
         if content.parts.is_empty() {
@@ -91,24 +108,13 @@ pub(crate) fn check(messages: &[Message], images: usize, max_images: Option<usiz
                 role: content.role,
             });
         }
-        for image in content.images() {
-            let place = used.get_mut(image).ok_or(Error::NoSuchImage {
-                message,
-                image,
-                images,
-            })?;
-            *place = true;
-        }
     }
     if last.role == Role::Assistant {
         return Err(Error::NothingToAnswer);
     }
-    if let Some(image) = used.iter().position(|used| !used) {
-        return Err(Error::UnusedImage { image });
-    }
-    let shown = messages.iter().flat_map(Message::images).count();
+    let images = messages.iter().flat_map(Message::images).count();
     match max_images {
-        Some(max) if shown > max => Err(Error::TooManyImages { images: shown, max }),
+        Some(max) if images > max => Err(Error::TooManyImages { images, max }),
         _ => Ok(()),
     }
 }

@@ -85,8 +85,8 @@ impl TurnsLayout {
         }
     }
 
-    pub(crate) fn render(&self, messages: &[Message], images: usize) -> Result<Vec<Segment>> {
-        check(messages, images, self.max_images)?;
+    pub(crate) fn render(&self, messages: &[Message]) -> Result<Vec<Segment>> {
+        check(messages, self.max_images)?;
         let caption = matches!(messages, [only] if asks_for_caption(only));
         let messages = merge_neighbours(with_caption_prompt(messages, &self.caption_prompt));
         let mut segments = Segments::default();

@@ -78,15 +78,9 @@ fn image_and(text: &str) -> Message {
 }
 
 fn render(source: &ChatTemplate, messages: &[Message]) -> prompts::Result<Vec<Segment>> {
-    let mut images = 0;
-    for part in messages.iter().flat_map(|message| &message.parts) {
-        if let Part::Image(image) = part {
-            images = images.max(image + 1);
-        }
-    }
     Layout::preset("chat-template")
         .unwrap()
-        .render(messages, images, Some(source))
+        .render(messages, Some(source))
 }
 
 #[test]
@@ -182,7 +176,7 @@ fn a_picture_can_stand_at_the_start_of_its_turn() {
         parts: vec![Part::Text("What is it?".into()), Part::Image(0)],
     };
     let segments = layout
-        .render(&[message], 1, Some(&stored("qwen3.jinja")))
+        .render(&[message], Some(&stored("qwen3.jinja")))
         .unwrap();
     assert_eq!(
         segments,
@@ -218,7 +212,7 @@ fn a_lone_picture_is_asked_the_caption_prompt() {
     let layout: Layout =
         toml::from_str("layout = \"chat-template\"\ncaption_prompt = \"Describe it.\"").unwrap();
     let captioned = layout
-        .render(std::slice::from_ref(&lone), 1, Some(&stored("qwen3.jinja")))
+        .render(std::slice::from_ref(&lone), Some(&stored("qwen3.jinja")))
         .unwrap();
     assert_eq!(
         captioned[1..3],
@@ -239,7 +233,7 @@ fn the_manifest_may_bring_its_own_template() {
     let layout: Layout =
         toml::from_str("layout = \"chat-template\"\ntemplate = \"{{ messages[0].content }}!\"")
             .unwrap();
-    let segments = layout.render(&[message("user", "Hi")], 0, None).unwrap();
+    let segments = layout.render(&[message("user", "Hi")], None).unwrap();
     assert_eq!(segments, [Segment::text("Hi"), Segment::special("!")]);
 }
 
@@ -354,7 +348,7 @@ fn before_bos_reads_as_start_of_turn() {
         parts: vec![Part::Text("Hi".into()), Part::Image(0)],
     };
     let segments = layout
-        .render(&[message], 1, Some(&stored("qwen3.jinja")))
+        .render(&[message], Some(&stored("qwen3.jinja")))
         .unwrap();
     assert_eq!(segments[1..3], [Segment::Image(0), Segment::text("Hi")]);
 }

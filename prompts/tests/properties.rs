@@ -112,8 +112,8 @@ proptest! {
     ) {
         let layout = Layout::preset("chat-template").unwrap();
         let template = template(name);
-        let honest = layout.render(&conversation("a", "b", "c", "d"), 2, Some(&template)).unwrap();
-        let hostile = layout.render(&conversation(&system, &question, &answer, &last), 2, Some(&template)).unwrap();
+        let honest = layout.render(&conversation("a", "b", "c", "d"), Some(&template)).unwrap();
+        let hostile = layout.render(&conversation(&system, &question, &answer, &last), Some(&template)).unwrap();
         prop_assert_eq!(structure(&hostile), structure(&honest));
         let text = all_text(&hostile);
         for said in [&system, &question, &answer, &last] {
@@ -124,7 +124,7 @@ proptest! {
     #[test]
     fn written_out_layouts_parse_nothing(question in hostile_text(), answer in hostile_text(), last in hostile_text()) {
         let messages = conversation("a", &question, &answer, &last)[1..].to_vec();
-        for segment in Layout::preset("minigpt4").unwrap().render(&messages, 2, None).unwrap() {
+        for segment in Layout::preset("minigpt4").unwrap().render(&messages, None).unwrap() {
             let parsed = matches!(segment, Segment::Text { special: true, .. });
             prop_assert!(!parsed);
         }

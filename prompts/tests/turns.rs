@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use prompts::{Error, Layout, Message, Part, Role, Segment, SpecialToken};
+use prompts::{Error, Layout, Message, Part, Role, Segment, SpecialToken, check_images};
 
 const BOS: Segment = Segment::Token(SpecialToken::Bos);
 
@@ -71,7 +71,7 @@ fn blip2_captions_from_an_empty_prompt() {
     coco["caption_prompt"] = "a photo of".into();
     let coco: Layout = serde_json::from_value(coco).unwrap();
     let expected = [Segment::Image(0), BOS, Segment::text("a photo of")];
-    assert_eq!(coco.render(&[user(&["IMAGE"])], 1, None).unwrap(), expected);
+    assert_eq!(coco.render(&[user(&["IMAGE"])], None).unwrap(), expected);
 }
 
 #[test]
@@ -234,20 +234,16 @@ fn conversations_without_a_question_are_refused() {
 
 #[test]
 fn images_and_their_places_must_agree() {
-    let layout = Layout::preset("minigpt4").unwrap();
     let messages = [user(&["IMAGE", "Hi"])];
-    assert!(layout.render(&messages, 1, None).is_ok());
-    let unused = layout.render(&messages, 2, None).unwrap_err();
+    assert_eq!(check_images(&messages, 1), Ok(()));
+    let unused = check_images(&messages, 2).unwrap_err();
     assert_eq!(unused, Error::UnusedImage { image: 1 });
-    let missing = layout.render(&messages, 0, None).unwrap_err();
-    assert_eq!(
-        missing,
-        Error::NoSuchImage {
-            message: 0,
-            image: 0,
-            images: 0
-        }
-    );
+    let missing = Error::NoSuchImage {
+        message: 0,
+        image: 0,
+        images: 0,
+    };
+    assert_eq!(check_images(&messages, 0).unwrap_err(), missing);
 }
 
 #[test]
