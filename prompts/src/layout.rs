@@ -54,11 +54,7 @@ impl Layout {
         match name {
             "chat-template" => Ok(Layout::ChatTemplate(ChatTemplateLayout::default())),
             "blip2" => Ok(Layout::Turns(TurnsLayout::blip2())),
-            "blip2-opt" => Ok(Layout::Turns(TurnsLayout {
-                stop: Vec::new(),
-                stop_ids: vec![50118],
-                ..TurnsLayout::blip2()
-            })),
+            "blip2-opt" => Ok(Layout::blip2(vec![50118])),
             "minigpt4" => Ok(Layout::Turns(TurnsLayout::minigpt4())),
             _ => Err(Error::UnknownPreset {
                 name: name.to_owned(),
@@ -66,12 +62,12 @@ impl Layout {
         }
     }
 
-    /// BLIP-2's layout for a decoder-only language model: `blip2-opt` with other stop ids, which a
-    /// checkpoint's `text_config.eos_token_id` names.
+    /// The preset `blip2-opt` with other stop ids: what a checkpoint's `text_config.eos_token_id` names.
     pub fn blip2(stop_ids: Vec<i32>) -> Layout {
         Layout::Turns(TurnsLayout {
+            stop: Vec::new(),
             stop_ids,
-            ..TurnsLayout::blip2_opt()
+            ..TurnsLayout::blip2()
         })
     }
 
