@@ -62,7 +62,7 @@ impl Layout {
         }
     }
 
-    /// The preset `blip2-opt` with other stop ids: what a checkpoint's `text_config.eos_token_id` names.
+    /// The preset `blip2` with stop ids: what a checkpoint's `text_config.eos_token_id` names.
     pub fn blip2(stop_ids: Vec<i32>) -> Layout {
         Layout::Turns(TurnsLayout {
             stop: Vec::new(),

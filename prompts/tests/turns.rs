@@ -25,11 +25,7 @@ fn assistant(text: &str) -> Message {
 }
 
 fn render(preset: &str, messages: &[Message]) -> prompts::Result<Vec<Segment>> {
-    let mut parts = messages.iter().flat_map(|message| &message.parts);
-    let images = usize::from(parts.any(|part| matches!(part, Part::Image(_))));
-    Layout::preset(preset)
-        .unwrap()
-        .render(messages, images, None)
+    Layout::preset(preset).unwrap().render(messages, None)
 }
 
 fn blip2(messages: &[Message]) -> prompts::Result<Vec<Segment>> {
