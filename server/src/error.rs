@@ -1,0 +1,282 @@
+//! Everything that a client is told went wrong, and the one place that says how.
+
+use std::io;
+
+use axum::Json;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bridge::ErrorKind;
+use serde_json::{Value, json};
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Seconds after which a refused request may come again.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+/// Tells OpenAI's clients not to send the same request again.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// Why a request is not answered, in words for whoever sent it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A field has a wrong type or value.
+    #[error("{param}: {reason}")]
+    InvalidValue {
+        /// The field, as a path (`messages[0].content`).
+        param: String,
+        /// What it must be.
+        reason: String,
+    },
+    /// A required field is not there.
+    #[error("{param} is required")]
+    Missing {
+        /// The field.
+        param: String,
+    },
+    /// A field that would change the output, and is not supported.
+    #[error("{param} is not supported: {reason}")]
+    Unsupported {
+        /// The field.
+        param: String,
+        /// What is supported instead.
+        reason: String,
+    },
+    /// A field that this server does not know.
+    #[error(
+        "{param} is not a field that this server knows; it does not ignore fields that might change the answer"
+    )]
+    UnknownField {
+        /// The field.
+        param: String,
+    },
+    /// The body is no JSON object.
+    #[error("{reason}")]
+    InvalidBody {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The body does not say that it is JSON.
+    #[error("send the body as content-type: application/json")]
+    ContentType,
+    /// The body is larger than allowed.
+    #[error("the body is larger than {limit} bytes")]
+    BodyTooLarge {
+        /// Most bytes allowed.
+        limit: usize,
+    },
+    /// The body did not arrive in time, or not whole.
+    #[error("the body did not arrive")]
+    BodyLost,
+    /// No such model.
+    #[error("the model {model:?} does not exist; this server has {served:?}")]
+    ModelNotFound {
+        /// The name asked for.
+        model: String,
+        /// The name of the model served.
+        served: String,
+    },
+    /// No such path.
+    #[error("there is nothing at this path")]
+    NotFound,
+    /// The path exists, with another method.
+    #[error("this path does not take this method")]
+    MethodNotAllowed,
+    /// A picture cannot be read.
+    #[error("{reason}")]
+    InvalidImage {
+        /// The picture's field, where it is known.
+        param: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A picture is over a limit of bytes or pixels.
+    #[error("{reason}")]
+    ImageTooLarge {
+        /// The picture's field, where it is known.
+        param: String,
+        /// The limit.
+        reason: String,
+    },
+    /// A picture's address that would have to be fetched.
+    #[error(
+        "remote images are not fetched yet: send the picture as a data: URI (data:image/png;base64,...)"
+    )]
+    RemoteImage {
+        /// The picture's field.
+        param: String,
+    },
+    /// The messages have no form in the model's prompt.
+    #[error("{reason}")]
+    InvalidPrompt {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// The prompt does not fit the context.
+    #[error("the prompt has {n_prompt_tokens} tokens, and the context holds {n_ctx}")]
+    ContextLengthExceeded {
+        /// Rows of the prompt, pictures included.
+        n_prompt_tokens: usize,
+        /// Rows of the context.
+        n_ctx: usize,
+    },
+    /// Too many requests at once.
+    #[error("too many requests are waiting; try again later")]
+    QueueFull,
+    /// The answer took too long.
+    #[error("the answer took longer than {seconds} seconds")]
+    Timeout {
+        /// The limit.
+        seconds: u64,
+    },
+    /// Not the request's fault; the log has the cause.
+    #[error("internal error")]
+    Internal,
+    /// The listener failed; no client is told.
+    #[error("cannot serve: {0}")]
+    Listen(#[source] io::Error),
+}
+
+impl Error {
+    /// A field's wrong value.
+    pub(crate) fn invalid(param: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::InvalidValue {
+            param: param.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A field that is not supported.
+    pub(crate) fn unsupported(param: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::Unsupported {
+            param: param.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// The model's own error; `image_param` names the picture's field where that is certain.
+    pub(crate) fn from_model(error: &bridge::Error, image_param: &str) -> Error {
+        if let bridge::Error::ContextLengthExceeded {
+            n_prompt_tokens,
+            n_ctx,
+        } = *error
+        {
+            return Error::ContextLengthExceeded {
+                n_prompt_tokens,
+                n_ctx,
+            };
+        }
+        let reason = error.to_string();
+        let param = image_param.to_owned();
+        match error.kind() {
+            ErrorKind::InvalidRequest | ErrorKind::ContextLengthExceeded => {
+                Error::InvalidPrompt { reason }
+            }
+            ErrorKind::InvalidImage => Error::InvalidImage { param, reason },
+            ErrorKind::ImageTooLarge => Error::ImageTooLarge { param, reason },
+            ErrorKind::QueueFull => Error::QueueFull,
+            ErrorKind::Internal => {
+                tracing::error!(%error, "the model failed");
+                Error::Internal
+            }
+        }
+    }
+
+    /// The HTTP status and OpenAI's `code`.
+    fn status_and_code(&self) -> (StatusCode, &'static str) {
+        match self {
+            Error::InvalidValue { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
+            Error::Missing { .. } => (StatusCode::BAD_REQUEST, "missing_required_parameter"),
+            Error::Unsupported { .. } => (StatusCode::BAD_REQUEST, "unsupported_parameter"),
+            Error::UnknownField { .. } => (StatusCode::BAD_REQUEST, "unknown_parameter"),
+            Error::InvalidBody { .. } => (StatusCode::BAD_REQUEST, "invalid_json"),
+            Error::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Error::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Error::BodyLost => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Error::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
+            Error::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Error::InvalidImage { .. } => (StatusCode::BAD_REQUEST, "invalid_image"),
+            Error::ImageTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "image_too_large"),
+            Error::RemoteImage { .. } => (StatusCode::BAD_REQUEST, "remote_image_unsupported"),
+            Error::InvalidPrompt { .. } => (StatusCode::BAD_REQUEST, "invalid_prompt"),
+            Error::ContextLengthExceeded { .. } => {
+                (StatusCode::BAD_REQUEST, "context_length_exceeded")
+            }
+            Error::QueueFull => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
+            Error::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            Error::Internal | Error::Listen(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal_error")
+            }
+        }
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Error::InvalidValue { param, .. }
+            | Error::Missing { param }
+            | Error::Unsupported { param, .. }
+            | Error::UnknownField { param }
+            | Error::InvalidImage { param, .. }
+            | Error::ImageTooLarge { param, .. }
+            | Error::RemoteImage { param } => Some(param),
+            Error::ModelNotFound { .. } => Some("model"),
+            Error::InvalidPrompt { .. } | Error::ContextLengthExceeded { .. } => Some("messages"),
+            Error::InvalidBody { .. }
+            | Error::ContentType
+            | Error::BodyTooLarge { .. }
+            | Error::BodyLost
+            | Error::NotFound
+            | Error::MethodNotAllowed
+            | Error::QueueFull
+            | Error::Timeout { .. }
+            | Error::Internal
+            | Error::Listen(_) => None,
+        }
+    }
+
+    /// `{"error": {"message", "type", "param", "code"}}`, in answers and in streams.
+    pub(crate) fn body(&self) -> Value {
+        let (status, code) = self.status_and_code();
+        let kind = if status.is_server_error() {
+            "server_error"
+        } else {
+            "invalid_request_error"
+        };
+        let mut error = json!({
+            "message": self.to_string(),
+            "type": kind,
+            "param": self.param(),
+            "code": code,
+        });
+        if let Error::ContextLengthExceeded {
+            n_prompt_tokens,
+            n_ctx,
+        } = self
+        {
+            error["n_prompt_tokens"] = json!(n_prompt_tokens);
+            error["n_ctx"] = json!(n_ctx);
+        }
+        json!({ "error": error })
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, _) = self.status_and_code();
+        let mut response = (status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        match self {
+            Error::QueueFull => {
+                headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+            }
+            // What took ten minutes once would take them again.
+            Error::Timeout { .. } => {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

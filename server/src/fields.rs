@@ -1,0 +1,144 @@
+//! A JSON object read field by field, so that each failure names its field and none is forgotten.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// An object's fields that have not been read yet.
+#[derive(Debug)]
+pub(crate) struct Fields {
+    fields: Map<String, Value>,
+    path: String,
+}
+
+impl Fields {
+    /// The fields of `value`, which stands at `path`.
+    pub(crate) fn of(value: Value, path: &str) -> Result<Fields> {
+        match value {
+            Value::Object(fields) => Ok(Fields {
+                fields,
+                path: path.to_owned(),
+            }),
+            other => Err(Error::invalid(path, expected("an object", &other))),
+        }
+    }
+
+    /// The path of a field.
+    pub(crate) fn path(&self, name: &str) -> String {
+        match self.path.as_str() {
+            "" => name.to_owned(),
+            path => format!("{path}.{name}"),
+        }
+    }
+
+    /// A field's value; `null` is no value.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        self.fields.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Whether the field is there, be it `null`.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.fields.contains_key(name)
+    }
+
+    /// A field that must be there.
+    pub(crate) fn required(&mut self, name: &str) -> Result<Value> {
+        self.take(name).ok_or_else(|| Error::Missing {
+            param: self.path(name),
+        })
+    }
+
+    pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>> {
+        self.take(name)
+            .map(|value| as_string(value, &self.path(name)))
+            .transpose()
+    }
+
+    pub(crate) fn boolean(&mut self, name: &str) -> Result<Option<bool>> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(value)),
+            Some(other) => Err(Error::invalid(
+                self.path(name),
+                expected("true or false", &other),
+            )),
+        }
+    }
+
+    /// A number in `range`.
+    pub(crate) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>> {
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
+        match value.as_f64() {
+            Some(number) if range.contains(&number) => Ok(Some(number as f32)),
+            _ => {
+                let wanted = format!("a number from {} to {}", range.start(), range.end());
+                Err(Error::invalid(self.path(name), expected(&wanted, &value)))
+            }
+        }
+    }
+
+    /// An integer in `range`.
+    pub(crate) fn integer(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<i64>,
+    ) -> Result<Option<i64>> {
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
+        match value.as_i64() {
+            Some(number) if range.contains(&number) => Ok(Some(number)),
+            _ => {
+                let wanted = match *range.end() {
+                    i64::MAX => format!("an integer of at least {}", range.start()),
+                    end => format!("an integer from {} to {end}", range.start()),
+                };
+                Err(Error::invalid(self.path(name), expected(&wanted, &value)))
+            }
+        }
+    }
+
+    /// Refuses what was not read.
+    pub(crate) fn finish(self) -> Result<()> {
+        let unknown = self.fields.iter().find(|(_, value)| !value.is_null());
+        match unknown {
+            Some((name, _)) => Err(Error::UnknownField {
+                param: self.path(name),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A string at `path`.
+pub(crate) fn as_string(value: Value, path: &str) -> Result<String> {
+    match value {
+        Value::String(text) => Ok(text),
+        other => Err(Error::invalid(path, expected("a string", &other))),
+    }
+}
+
+/// A list at `path`.
+pub(crate) fn as_list(value: Value, path: &str) -> Result<Vec<Value>> {
+    match value {
+        Value::Array(list) => Ok(list),
+        other => Err(Error::invalid(path, expected("a list", &other))),
+    }
+}
+
+/// `must be WANTED, not GOT`; of what was sent, only short values are repeated.
+pub(crate) fn expected(wanted: &str, got: &Value) -> String {
+    let got = match got {
+        Value::Null => "null".to_owned(),
+        Value::Bool(value) => value.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(_) => "a string".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    };
+    format!("must be {wanted}, not {got}")
+}

@@ -1,0 +1,34 @@
+//! `GET /v1/models`, `GET /v1/models/{id}`, `GET /health`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+
+use crate::request::check_model;
+use crate::{App, Backend, Result};
+
+/// The server listens once the model is loaded, so it is well when it answers.
+pub(crate) async fn health() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+pub(crate) async fn list<B: Backend>(State(app): State<Arc<App<B>>>) -> Json<Value> {
+    let names =
+        std::iter::once(app.backend.name()).chain(app.options.aliases.iter().map(String::as_str));
+    let models: Vec<Value> = names.map(|name| model(name, app.started)).collect();
+    Json(json!({"object": "list", "data": models}))
+}
+
+pub(crate) async fn retrieve<B: Backend>(
+    State(app): State<Arc<App<B>>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    check_model(&id, app.backend.name(), &app.options)?;
+    Ok(Json(model(&id, app.started)))
+}
+
+fn model(name: &str, created: u64) -> Value {
+    json!({"id": name, "object": "model", "created": created, "owned_by": "qbridge"})
+}

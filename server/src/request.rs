@@ -1,0 +1,279 @@
+//! The body of a chat request: every field is honoured, known to be harmless, or refused by name.
+
+use bridge::engine::Sampling;
+use bridge::model::{Prompt, Request};
+use serde_json::Value;
+
+use crate::content;
+use crate::fields::{Fields, as_list, as_string, expected};
+use crate::{Error, Result, ServeOptions};
+
+/// Most stop strings of a request: OpenAI's limit.
+const MAX_STOPS: usize = 4;
+
+/// Fields that cannot change what this server answers.
+const HARMLESS: [&str; 9] = [
+    "user",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "metadata",
+    "store",
+    "service_tier",
+    "reasoning_effort",
+    "verbosity",
+];
+
+/// A chat request, checked.
+#[derive(Debug)]
+pub(crate) struct ChatRequest {
+    /// What the model is asked.
+    pub(crate) request: Request,
+    /// The field of each picture.
+    pub(crate) image_params: Vec<String>,
+    /// Whether to answer piece by piece.
+    pub(crate) stream: bool,
+    /// Whether a stream ends with its usage.
+    pub(crate) include_usage: bool,
+}
+
+impl ChatRequest {
+    /// Reads a body; the model's `name` and `sampling` stand in for what it does not say.
+    pub(crate) fn parse(
+        body: &[u8],
+        name: &str,
+        sampling: Sampling,
+        options: &ServeOptions,
+    ) -> Result<ChatRequest> {
+        let body: Value = serde_json::from_slice(body).map_err(|error| Error::InvalidBody {
+            reason: format!(
+                "the body is not valid JSON (line {}, column {})",
+                error.line(),
+                error.column()
+            ),
+        })?;
+        let Value::Object(_) = body else {
+            return Err(Error::InvalidBody {
+                reason: "the body must be a JSON object".to_owned(),
+            });
+        };
+        let mut fields = Fields::of(body, "")?;
+        let model = as_string(fields.required("model")?, "model")?;
+        check_model(&model, name, options)?;
+        let messages = fields.required("messages")?;
+        refuse_unsupported(&mut fields)?;
+        for harmless in HARMLESS {
+            fields.take(harmless);
+        }
+        let sampling = self::sampling(&mut fields, sampling)?;
+        let max_tokens = max_tokens(&mut fields)?;
+        let stop = stop(&mut fields)?;
+        let stream = fields.boolean("stream")?.unwrap_or(false);
+        let include_usage = include_usage(&mut fields, stream)?;
+        fields.finish()?;
+        // Last, since decoding pictures is the one step that costs something.
+        let (messages, images) = content::messages(messages, options)?;
+        Ok(ChatRequest {
+            request: Request {
+                prompt: Prompt::Chat(messages),
+                images: images.bytes,
+                max_tokens,
+                sampling,
+                stop,
+            },
+            image_params: images.params,
+            stream,
+            include_usage,
+        })
+    }
+
+    /// The field of the picture that the model's errors are about: certain where there is one.
+    pub(crate) fn image_param(&self) -> String {
+        match self.image_params.as_slice() {
+            [only] => only.clone(),
+            _ => "messages".to_owned(),
+        }
+    }
+}
+
+/// Refuses any model but the one that is served.
+pub(crate) fn check_model(model: &str, name: &str, options: &ServeOptions) -> Result<()> {
+    if model == name || options.aliases.iter().any(|alias| alias == model) {
+        return Ok(());
+    }
+    Err(Error::ModelNotFound {
+        model: model.chars().take(100).collect(),
+        served: name.to_owned(),
+    })
+}
+
+/// Fields that would change the answer and are not supported, unless their value asks for nothing.
+fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
+    for (name, reason) in [
+        ("tools", "this model calls no tools"),
+        ("functions", "this model calls no functions"),
+        ("logit_bias", "tokens cannot be biased yet"),
+    ] {
+        let asks = |value: &Value| match value {
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            _ => true,
+        };
+        if fields.take(name).as_ref().is_some_and(asks) {
+            return Err(Error::unsupported(name, reason));
+        }
+    }
+    for (name, reason) in [
+        ("audio", "answers are text"),
+        ("prediction", "answers are not predicted"),
+        ("web_search_options", "nothing is searched"),
+    ] {
+        if fields.take(name).is_some() {
+            return Err(Error::unsupported(name, reason));
+        }
+    }
+    // Without tools these say nothing.
+    for name in ["tool_choice", "function_call"] {
+        match fields.take(name) {
+            None => {}
+            Some(Value::String(choice)) if choice == "none" || choice == "auto" => {}
+            Some(_) => return Err(Error::unsupported(name, "this model calls no tools")),
+        }
+    }
+    fields.boolean("parallel_tool_calls")?;
+    if fields.boolean("logprobs")? == Some(true) {
+        return Err(Error::unsupported("logprobs", "there are no logprobs yet"));
+    }
+    if fields.integer("top_logprobs", 0..=20)?.is_some() {
+        return Err(Error::unsupported(
+            "top_logprobs",
+            "there are no logprobs yet",
+        ));
+    }
+    if fields.integer("n", 1..=128)?.is_some_and(|n| n > 1) {
+        return Err(Error::unsupported(
+            "n",
+            "there is one choice; send the request again for another",
+        ));
+    }
+    if let Some(format) = fields.take("response_format") {
+        let mut format = Fields::of(format, "response_format")?;
+        let kind = as_string(format.required("type")?, "response_format.type")?;
+        if kind != "text" {
+            return Err(Error::unsupported(
+                "response_format",
+                "the one type is text",
+            ));
+        }
+        format.finish()?;
+    }
+    if let Some(modalities) = fields.take("modalities") {
+        let modalities = as_list(modalities, "modalities")?;
+        if modalities.iter().any(|modality| modality != "text") {
+            return Err(Error::unsupported("modalities", "the one modality is text"));
+        }
+    }
+    Ok(())
+}
+
+fn sampling(fields: &mut Fields, defaults: Sampling) -> Result<Sampling> {
+    let mut sampling = defaults;
+    for (name, range, value) in [
+        ("temperature", 0.0..=2.0, &mut sampling.temperature),
+        ("top_p", 0.0..=1.0, &mut sampling.top_p),
+        ("min_p", 0.0..=1.0, &mut sampling.min_p),
+        (
+            "frequency_penalty",
+            -2.0..=2.0,
+            &mut sampling.frequency_penalty,
+        ),
+        (
+            "presence_penalty",
+            -2.0..=2.0,
+            &mut sampling.presence_penalty,
+        ),
+    ] {
+        if let Some(number) = fields.number(name, range)? {
+            *value = number;
+        }
+    }
+    // -1 is vLLM's way to say all, 0 llama.cpp's.
+    if let Some(top_k) = fields.integer("top_k", -1..=i64::from(u32::MAX))? {
+        sampling.top_k = usize::try_from(top_k).unwrap_or(0);
+    }
+    let llama_cpp = fields.number("repeat_penalty", 0.01..=10.0)?;
+    let vllm = fields.number("repetition_penalty", 0.01..=10.0)?;
+    match (llama_cpp, vllm) {
+        (Some(one), Some(other)) if one != other => {
+            return Err(Error::invalid(
+                "repetition_penalty",
+                "contradicts repeat_penalty, which is the same",
+            ));
+        }
+        (one, other) => {
+            if let Some(penalty) = one.or(other) {
+                sampling.repeat_penalty = penalty;
+            }
+        }
+    }
+    if let Some(seed) = fields.integer("seed", i64::MIN..=i64::MAX)? {
+        sampling.seed = Some(seed as u64);
+    }
+    Ok(sampling)
+}
+
+/// `max_completion_tokens`, or its old name `max_tokens`; where both are there the new one holds.
+fn max_tokens(fields: &mut Fields) -> Result<Option<usize>> {
+    let range = 1..=i64::MAX;
+    let old = fields.integer("max_tokens", range.clone())?;
+    let new = fields.integer("max_completion_tokens", range)?;
+    Ok(new
+        .or(old)
+        .map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)))
+}
+
+fn stop(fields: &mut Fields) -> Result<Vec<String>> {
+    let stops = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(stop)) => vec![stop],
+        Some(Value::Array(list)) => list
+            .into_iter()
+            .enumerate()
+            .map(|(index, stop)| as_string(stop, &format!("stop[{index}]")))
+            .collect::<Result<_>>()?,
+        Some(other) => {
+            return Err(Error::invalid(
+                "stop",
+                expected("a string or a list of strings", &other),
+            ));
+        }
+    };
+    if stops.len() > MAX_STOPS {
+        return Err(Error::invalid(
+            "stop",
+            format!("must not have more than {MAX_STOPS} strings"),
+        ));
+    }
+    if stops.iter().any(String::is_empty) {
+        return Err(Error::invalid("stop", "must not be empty"));
+    }
+    Ok(stops)
+}
+
+fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool> {
+    let Some(options) = fields.take("stream_options") else {
+        return Ok(false);
+    };
+    if !stream {
+        return Err(Error::invalid(
+            "stream_options",
+            "is allowed only with stream: true",
+        ));
+    }
+    let mut options = Fields::of(options, "stream_options")?;
+    let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+    // Padding against eavesdroppers; asks for nothing in the answer.
+    options.boolean("include_obfuscation")?;
+    options.finish()?;
+    Ok(include_usage)
+}

@@ -1,0 +1,109 @@
+//! An answer piece by piece, as server-sent events.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use bridge::event::{Event, Summary};
+use serde_json::{Value, json};
+
+use crate::Error;
+use crate::chat::Answer;
+use crate::response::{Head, finish_reason};
+
+/// A comment is sent when nothing else was for so long, so that nothing on the way gives up.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Events of one answer on their way to the client. Dropped with the connection, and the model's work with it.
+struct Stream {
+    head: Head,
+    answer: Answer,
+    include_usage: bool,
+    pending: VecDeque<String>,
+    ended: bool,
+}
+
+/// Streams an answer whose first event has come and is no error.
+pub(crate) fn respond(head: Head, answer: Answer, first: Event, include_usage: bool) -> Response {
+    let mut stream = Stream {
+        head,
+        answer,
+        include_usage,
+        pending: VecDeque::new(),
+        ended: false,
+    };
+    stream.push_delta(json!({"role": "assistant", "content": ""}), None);
+    stream.push(Ok(first));
+    let events = futures_util::stream::unfold(stream, |mut stream| async move {
+        let data = stream.next().await?;
+        Some((
+            Ok::<_, Infallible>(sse::Event::default().data(data)),
+            stream,
+        ))
+    });
+    let ping = KeepAlive::new().interval(PING_INTERVAL).text("ping");
+    Sse::new(events).keep_alive(ping).into_response()
+}
+
+impl Stream {
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some(data) = self.pending.pop_front() {
+                return Some(data);
+            }
+            if self.ended {
+                return None;
+            }
+            let event = self.answer.next().await;
+            self.push(event);
+        }
+    }
+
+    fn push(&mut self, event: Result<Event, Error>) {
+        match event {
+            Ok(Event::Token { text, .. }) => self.push_text(&text),
+            Ok(Event::Done(summary)) => self.finish(&summary),
+            Ok(Event::Error(error)) => {
+                let error = Error::from_model(&error, self.answer.image_param());
+                self.fail(&error);
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn push_text(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.push_delta(json!({ "content": text }), None);
+        }
+    }
+
+    fn push_delta(&mut self, delta: Value, finish_reason: Option<&str>) {
+        let mut chunk = self.head.chunk(delta, finish_reason);
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        self.pending.push_back(chunk.to_string());
+    }
+
+    fn finish(&mut self, summary: &Summary) {
+        self.push_text(&summary.text);
+        self.push_delta(json!({}), Some(finish_reason(summary)));
+        if self.include_usage {
+            self.pending
+                .push_back(self.head.usage_chunk(summary).to_string());
+        }
+        self.end();
+    }
+
+    fn fail(&mut self, error: &Error) {
+        self.pending.push_back(error.body().to_string());
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.pending.push_back("[DONE]".to_owned());
+        self.ended = true;
+    }
+}
