@@ -1,1 +1,44 @@
-//! qformer
+//! From the bytes of a picture to query embeddings: preprocessing, a frozen
+//! ViT and the Q-Former of BLIP-2 (Li et al. 2023, arXiv:2301.12597) on candle.
+//!
+//! Layers keep the names of transformers' `Blip2ForConditionalGeneration`, so
+//! that its checkpoints load as they are, and compute what it computes in f32.
+//!
+//! ```no_run
+//! use candle_core::{DType, Device, Tensor};
+//! use qformer::Encoder;
+//! use qformer::checkpoint::Checkpoint;
+//! use qformer::config::Blip2Config;
+//! # fn main() -> qformer::Result<()> {
+//! let dir = std::path::Path::new("blip2-opt-2.7b");
+//! let config = Blip2Config::read(dir)?;
+//! let encoder = Encoder::load(
+//!     &Checkpoint::open(dir)?,
+//!     &config.vision_config,
+//!     &config.qformer_config,
+//!     config.num_query_tokens,
+//!     DType::F32,
+//!     &Device::Cpu,
+//! )?;
+//! let pixels = Tensor::zeros((1, 3, 224, 224), DType::F32, &Device::Cpu)?;
+//! let queries = encoder.encode(&pixels)?.queries; // [1, 32, 768]
+//! # Ok(())
+//! # }
+//! ```
+
+mod attention;
+pub mod checkpoint;
+pub mod config;
+mod encoder;
+mod error;
+pub mod image;
+mod kernels;
+mod linear;
+pub mod model;
+mod norm;
+pub mod preprocess;
+mod resize;
+pub mod vision;
+
+pub use encoder::{Encoder, Encoding};
+pub use error::{Error, Result};

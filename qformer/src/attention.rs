@@ -1,0 +1,202 @@
+//! Scaled dot-product attention over several heads ("Attention Is All You
+//! Need", section 3.2).
+
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Shape, Tensor};
+use rayon::prelude::*;
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
+use rten_tensor::NdTensorView;
+
+use crate::kernels;
+use crate::linear::runs_here;
+
+/// `softmax(q * k^T / sqrt(width / heads)) * v` in each head.
+///
+/// `q` is `[batch, queries, width]`, `k` and `v` are `[batch, keys, width]`,
+/// each with its heads side by side; so is the result,
+/// `[batch, queries, width]`.
+pub(crate) fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+) -> candle_core::Result<Tensor> {
+    if runs_here(q) {
+        return q.apply_op3_no_bwd(k, v, &Attention { heads });
+    }
+    let (batch, queries, width) = q.dims3()?;
+    let split = |x: &Tensor| -> candle_core::Result<Tensor> {
+        x.reshape((batch, x.dim(1)?, heads, width / heads))?
+            .transpose(1, 2)?
+            .contiguous()
+    };
+    let scale = 1.0 / ((width / heads) as f64).sqrt();
+    let scores = (split(q)? * scale)?.matmul(&split(k)?.transpose(D::Minus2, D::Minus1)?)?;
+    let weights = candle_nn::ops::softmax_last_dim(&scores)?;
+    weights
+        .matmul(&split(v)?)?
+        .transpose(1, 2)?
+        .reshape((batch, queries, width))
+}
+
+struct Attention {
+    heads: usize,
+}
+
+/// A tensor `[batch, rows, width]` whose rows may lie apart.
+struct Rows<'a> {
+    values: &'a [f32],
+    batch_stride: usize,
+    row_stride: usize,
+    batch: usize,
+    rows: usize,
+    width: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn new(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<Self> {
+        let (batch, rows, width) = layout.shape().dims3()?;
+        match layout.stride() {
+            [batch_stride, row_stride, 1] => Ok(Self {
+                values: &storage.as_slice::<f32>()?[layout.start_offset()..],
+                batch_stride: *batch_stride,
+                row_stride: *row_stride,
+                batch,
+                rows,
+                width,
+            }),
+            _ => candle_core::bail!("contiguous rows expected, found {layout:?}"),
+        }
+    }
+
+    /// The part of head `head`, `[rows, width]`, in the picture `batch`.
+    fn head(
+        &self,
+        batch: usize,
+        head: usize,
+        width: usize,
+    ) -> candle_core::Result<NdTensorView<'a, f32, 2>> {
+        let start = batch * self.batch_stride + head * width;
+        let len = (self.rows - 1) * self.row_stride + width;
+        NdTensorView::from_data_with_strides(
+            [self.rows, width],
+            &self.values[start..start + len],
+            [self.row_stride, 1],
+        )
+        .map_err(candle_core::Error::wrap)
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let q = Rows::new(q, q_layout)?;
+        let k = Rows::new(k, k_layout)?;
+        let v = Rows::new(v, v_layout)?;
+        let (batch, queries, keys, width) = (q.batch, q.rows, k.rows, q.width);
+        let alike = (k.batch, k.width) == (batch, width) && (v.batch, v.rows, v.width) == (batch, keys, width);
+        if !alike || batch * queries * keys * width == 0 || !width.is_multiple_of(self.heads) {
+            candle_core::bail!(
+                "no attention with {} heads over {q_layout:?}, {k_layout:?}, {v_layout:?}",
+                self.heads
+            );
+        }
+        let head_width = width / self.heads;
+        let scale = 1.0 / (head_width as f32).sqrt();
+        let gemm = GemmExecutor::<f32>::new();
+        // Head by head first, so that every thread writes a stretch of its own.
+        let mut by_head = vec![0.0; batch * queries * width];
+        by_head
+            .par_chunks_mut(queries * head_width)
+            .enumerate()
+            .try_for_each_init(
+                || vec![0.0; queries * keys],
+                |scores, (index, output)| {
+                    let (batch, head) = (index / self.heads, index % self.heads);
+                    let q = q.head(batch, head, head_width)?;
+                    let k = k.head(batch, head, head_width)?;
+                    let v = v.head(batch, head, head_width)?;
+                    let scaled = GemmOptions {
+                        alpha: scale,
+                        ..GemmOptions::default()
+                    };
+                    gemm.gemm(
+                        scores,
+                        GemmInputA::Unpacked(q),
+                        GemmInputB::Unpacked(k.transposed()),
+                        scaled,
+                    )
+                    .map_err(candle_core::Error::wrap)?;
+                    kernels::softmax(scores, keys);
+                    let scores = NdTensorView::try_from_data([queries, keys], scores.as_slice())
+                        .map_err(candle_core::Error::wrap)?;
+                    gemm.gemm(
+                        output,
+                        GemmInputA::Unpacked(scores),
+                        GemmInputB::Unpacked(v),
+                        GemmOptions::default(),
+                    )
+                    .map_err(candle_core::Error::wrap)
+                },
+            )?;
+        let mut output = vec![0.0; by_head.len()];
+        output
+            .par_chunks_mut(width)
+            .with_min_len(16)
+            .enumerate()
+            .for_each(|(row, output)| {
+                let (batch, query) = (row / queries, row % queries);
+                for (head, output) in output.chunks_exact_mut(head_width).enumerate() {
+                    let start = ((batch * self.heads + head) * queries + query) * head_width;
+                    output.copy_from_slice(&by_head[start..start + head_width]);
+                }
+            });
+        Ok((CpuStorage::F32(output), Shape::from((batch, queries, width))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn fused_and_portable_attention_agree() {
+        let device = Device::Cpu;
+        for (batch, queries, keys, heads, head_width) in
+            [(1, 1, 1, 1, 1), (2, 7, 5, 3, 8), (1, 257, 257, 2, 88), (3, 32, 50, 4, 64)]
+        {
+            let width = heads * head_width;
+            let q = Tensor::randn(0f32, 2.0, (batch, queries, width), &device).unwrap();
+            let kv = Tensor::randn(0f32, 2.0, (batch, keys, 2 * width), &device).unwrap();
+            let k = kv.narrow(2, 0, width).unwrap();
+            let v = kv.narrow(2, width, width).unwrap();
+            let fused = attention(&q, &k, &v, heads).unwrap();
+            let double = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+            let portable = attention(&double(&q), &double(&k), &double(&v), heads).unwrap();
+            assert_eq!(fused.dims(), portable.dims());
+            let difference = (double(&fused) - portable).unwrap().abs().unwrap();
+            let difference: f64 = difference.max_all().unwrap().to_scalar().unwrap();
+            assert!(difference < 1e-4, "{difference}");
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_an_error() {
+        let tensor = |shape: (usize, usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let q = tensor((1, 4, 8));
+        assert!(attention(&q, &tensor((2, 4, 8)), &q, 2).is_err());
+        assert!(attention(&q, &q, &tensor((1, 3, 8)), 2).is_err());
+        assert!(attention(&q, &q, &q, 3).is_err());
+    }
+}

@@ -1,0 +1,405 @@
+//! Weights on disk: safetensors files, memory-mapped.
+//!
+//! A checkpoint directory holds `model.safetensors`, or
+//! `model.safetensors.index.json` with the shards it names (Hugging Face's
+//! layout); a bundle is a list of files. Opening reads the headers alone and
+//! checks them whole, so that a file cut short or damaged is refused before
+//! anything is computed.
+//!
+//! The files must not change while a [`Checkpoint`] is alive: cutting one
+//! short under it ends the process, as for every program that maps files.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Component, Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, View};
+use serde::Deserialize;
+
+use crate::{Error, Result};
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The tensors of one model, in one file or several.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Vec<MappedFile>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Bytes of the file.
+    range: std::ops::Range<usize>,
+}
+
+/// A tensor as it lies in its file.
+#[derive(Debug, Clone, Copy)]
+pub struct RawTensor<'a> {
+    /// Name in the checkpoint.
+    pub name: &'a str,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape, outermost dimension first.
+    pub shape: &'a [usize],
+    /// Elements, little-endian, innermost dimension contiguous.
+    pub bytes: &'a [u8],
+    /// The file that holds it.
+    pub path: &'a Path,
+}
+
+impl View for RawTensor<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, PathBuf>,
+}
+
+impl Checkpoint {
+    /// Opens a directory in Hugging Face's layout.
+    ///
+    /// # Errors
+    /// There is no checkpoint, a shard is missing, a file is damaged, or the
+    /// index and its shards disagree; each names the file.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let single = dir.join(SINGLE_FILE);
+        if single.exists() {
+            return Self::from_files(&[single]);
+        }
+        let index = dir.join(INDEX_FILE);
+        if index.exists() {
+            return Self::from_index(&index);
+        }
+        std::fs::read_dir(dir).map_err(Error::io(dir))?;
+        let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
+            .iter()
+            .any(|name| dir.join(name).exists());
+        Err(Error::NoCheckpoint {
+            dir: dir.to_owned(),
+            hint: if pickled {
+                "; pytorch_model.bin is a pickle, which is not read: save the model with safe_serialization=True"
+            } else {
+                ""
+            },
+        })
+    }
+
+    /// Opens safetensors files as one checkpoint.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or two of them hold the same tensor.
+    pub fn from_files<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
+        let mut checkpoint = Self {
+            files: Vec::with_capacity(paths.len()),
+            tensors: BTreeMap::new(),
+        };
+        for path in paths {
+            checkpoint.add_file(path.as_ref())?;
+        }
+        Ok(checkpoint)
+    }
+
+    fn from_index(path: &Path) -> Result<Self> {
+        let invalid = |reason: String| Error::Index {
+            path: path.to_owned(),
+            reason,
+        };
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let index: Index =
+            serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let dir = path.parent().unwrap_or(Path::new(""));
+        let mut shards: Vec<&PathBuf> = index.weight_map.values().collect();
+        shards.sort();
+        shards.dedup();
+        let mut paths = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let mut parts = shard.components();
+            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+                return Err(invalid(format!(
+                    "{} is not the name of a file beside the index",
+                    shard.display()
+                )));
+            }
+            let file = dir.join(shard);
+            if !file.is_file() {
+                return Err(invalid(format!(
+                    "the shard {} is missing",
+                    file.display()
+                )));
+            }
+            paths.push(file);
+        }
+        let checkpoint = Self::from_files(&paths)?;
+        for (tensor, shard) in &index.weight_map {
+            let file = dir.join(shard);
+            let found = checkpoint.tensors.get(tensor);
+            if found.is_none_or(|entry| checkpoint.files[entry.file].path != file) {
+                return Err(invalid(format!(
+                    "{} does not hold the tensor {tensor}",
+                    file.display()
+                )));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let map = File::open(path)
+            .and_then(|file| map(&file))
+            .map_err(Error::io(path))?;
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|source| Error::Safetensors {
+                path: path.to_owned(),
+                source,
+            })?;
+        let data_start = header + size_of::<u64>();
+        for (name, info) in metadata.tensors() {
+            let entry = Entry {
+                file: self.files.len(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range: data_start + info.data_offsets.0..data_start + info.data_offsets.1,
+            };
+            if let Some(other) = self.tensors.get(&name) {
+                let first = self
+                    .files
+                    .get(other.file)
+                    .map_or_else(|| path.to_owned(), |file| file.path.clone());
+                return Err(Error::DuplicateTensor {
+                    tensor: name,
+                    first,
+                    second: path.to_owned(),
+                });
+            }
+            self.tensors.insert(name, entry);
+        }
+        self.files.push(MappedFile {
+            path: path.to_owned(),
+            map,
+        });
+        Ok(())
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// All tensors as they lie in their files, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = RawTensor<'_>> {
+        self.tensors
+            .iter()
+            .map(|(name, entry)| self.raw_entry(name, entry))
+    }
+
+    /// One tensor as it lies in its file.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        match self.tensors.get_key_value(name) {
+            Some((name, entry)) => Ok(self.raw_entry(name, entry)),
+            None => Err(Error::MissingTensor {
+                files: self.describe(),
+                tensor: name.to_owned(),
+            }),
+        }
+    }
+
+    /// Shape of a tensor, outermost dimension first.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(self.raw(name)?.shape)
+    }
+
+    /// Element type of a tensor in its file.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        Ok(self.raw(name)?.dtype)
+    }
+
+    /// Copies a weight to `device` as `dtype`.
+    ///
+    /// # Errors
+    /// There is no such tensor, its shape is not `shape`, or its elements in
+    /// the file are not f32, f16 or bf16.
+    pub fn tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let raw = self.raw(name)?;
+        if raw.shape != shape {
+            return Err(Error::Shape {
+                path: raw.path.to_owned(),
+                tensor: name.to_owned(),
+                expected: shape.to_vec(),
+                found: raw.shape.to_vec(),
+            });
+        }
+        let stored = match raw.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            found => {
+                return Err(Error::DType {
+                    path: raw.path.to_owned(),
+                    tensor: name.to_owned(),
+                    found,
+                });
+            }
+        };
+        let tensor = Tensor::from_raw_buffer(raw.bytes, stored, shape, &Device::Cpu)?;
+        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    /// Writes the tensors whose name is one of `prefixes`, or begins with
+    /// one, to a safetensors file, with their names, shapes and bytes as they
+    /// are.
+    ///
+    /// # Errors
+    /// No tensor has such a name, or the file cannot be written.
+    pub fn write_subset(&self, prefixes: &[&str], path: &Path) -> Result<()> {
+        let tensors: Vec<(&str, RawTensor)> = self
+            .iter()
+            .filter(|tensor| prefixes.iter().any(|prefix| tensor.name.starts_with(prefix)))
+            .map(|tensor| (tensor.name, tensor))
+            .collect();
+        if tensors.is_empty() {
+            return Err(Error::MissingTensor {
+                files: self.describe(),
+                tensor: prefixes.join("*, ") + "*",
+            });
+        }
+        let metadata = [("format".to_owned(), "pt".to_owned())].into();
+        safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|source| {
+            match source {
+                safetensors::SafeTensorError::IoError(source) => Error::Io {
+                    path: path.to_owned(),
+                    source,
+                },
+                source => Error::Safetensors {
+                    path: path.to_owned(),
+                    source,
+                },
+            }
+        })
+    }
+
+    /// The tensors as `dtype` on `device`, to be taken by name and prefix.
+    pub(crate) fn weights<'a>(&'a self, dtype: DType, device: &'a Device) -> Weights<'a> {
+        Weights {
+            checkpoint: self,
+            prefix: String::new(),
+            dtype,
+            device,
+        }
+    }
+
+    fn raw_entry<'a>(&'a self, name: &'a str, entry: &'a Entry) -> RawTensor<'a> {
+        let file = &self.files[entry.file];
+        RawTensor {
+            name,
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            bytes: &file.map[entry.range.clone()],
+            path: &file.path,
+        }
+    }
+
+    fn describe(&self) -> String {
+        let paths: Vec<_> = self
+            .files
+            .iter()
+            .map(|file| file.path.display().to_string())
+            .collect();
+        paths.join(", ")
+    }
+}
+
+/// A place in a checkpoint's tree of names, as in `encoder.layers.0`.
+#[derive(Clone)]
+pub(crate) struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+    dtype: DType,
+    device: &'a Device,
+}
+
+impl Weights<'_> {
+    /// The place one name deeper.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self {
+            prefix: self.name(&name.to_string()),
+            ..self.clone()
+        }
+    }
+
+    /// The tensor of this name here.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.checkpoint
+            .tensor(&self.name(name), shape, self.dtype, self.device)
+    }
+
+    fn name(&self, name: &str) -> String {
+        if self.prefix.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
+    }
+}
+
+/// Maps a file for reading.
+///
+/// No safe crate does this soundly, since another process may write to the
+/// file; reading instead would cost a second copy of every weight.
+#[allow(unsafe_code)]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the bytes are only ever read as integers and floats, whose every
+    // bit pattern is a value, and what the header promises is checked against
+    // the map's length; files must not change meanwhile, as the module's docs
+    // tell the user.
+    unsafe { Mmap::map(file) }
+}

@@ -1,0 +1,408 @@
+//! The sizes of a model, as Hugging Face's `config.json` states them.
+//!
+//! Reference: transformers 5.23, `models/blip_2/configuration_blip_2.py`.
+//! A field that the file lacks gets the reference's default (the published
+//! opt-2.7b config states hardly any), a field that this crate does not know
+//! is ignored, and a value that it cannot honour is refused by name.
+
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{Error, Result};
+
+/// File name of the config inside a checkpoint directory.
+pub const CONFIG_FILE: &str = "config.json";
+
+/// No published model comes near it, and products of three sizes stay far
+/// from the range of `usize`.
+const MAX_SIZE: usize = 1 << 20;
+
+/// Activation between the two layers of an MLP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Activation {
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`, exact.
+    #[default]
+    #[serde(rename = "gelu")]
+    Gelu,
+}
+
+/// `Blip2VisionConfig`: the frozen ViT.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VisionConfig {
+    /// Width of a token.
+    pub hidden_size: usize,
+    /// Width of the MLP's hidden layer.
+    pub intermediate_size: usize,
+    /// Number of transformer blocks.
+    pub num_hidden_layers: usize,
+    /// Attention heads; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Side of the square input, in pixels.
+    pub image_size: usize,
+    /// Side of a square patch, in pixels.
+    pub patch_size: usize,
+    /// Activation of the MLP.
+    pub hidden_act: Activation,
+    /// Epsilon of every LayerNorm, `post_layernorm` too.
+    pub layer_norm_eps: f64,
+    /// Whether the fused query, key and value layer has a bias.
+    pub qkv_bias: bool,
+}
+
+impl Default for VisionConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 1408,
+            intermediate_size: 6144,
+            num_hidden_layers: 39,
+            num_attention_heads: 16,
+            image_size: 224,
+            patch_size: 14,
+            hidden_act: Activation::Gelu,
+            layer_norm_eps: 1e-6,
+            qkv_bias: true,
+        }
+    }
+}
+
+impl VisionConfig {
+    /// Patches along one side of the picture. A rest narrower than a patch is
+    /// left out, as the reference's convolution does.
+    pub fn grid(&self) -> usize {
+        self.image_size.checked_div(self.patch_size).unwrap_or(0)
+    }
+
+    /// Rows of the ViT's output: the class token and one for each patch.
+    pub fn positions(&self) -> usize {
+        self.grid() * self.grid() + 1
+    }
+
+    /// Checks that the sizes describe a model.
+    ///
+    /// # Errors
+    /// [`Error::ConfigValue`] names the first field that does not.
+    pub fn validate(&self) -> Result<()> {
+        size("vision_config.hidden_size", self.hidden_size)?;
+        size("vision_config.intermediate_size", self.intermediate_size)?;
+        size("vision_config.num_hidden_layers", self.num_hidden_layers)?;
+        size("vision_config.image_size", self.image_size)?;
+        size("vision_config.patch_size", self.patch_size)?;
+        heads(
+            "vision_config",
+            self.num_attention_heads,
+            self.hidden_size,
+        )?;
+        epsilon("vision_config.layer_norm_eps", self.layer_norm_eps)?;
+        if self.patch_size > self.image_size {
+            return Err(value(
+                "vision_config.patch_size",
+                format!(
+                    "{} is larger than image_size = {}",
+                    self.patch_size, self.image_size
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `Blip2QFormerConfig`: the Q-Former.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QFormerConfig {
+    /// Width of a query embedding.
+    pub hidden_size: usize,
+    /// Width of the feed-forward's hidden layer.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Layers `0, n, 2n, ...` attend to the picture.
+    pub cross_attention_frequency: usize,
+    /// Width of the ViT's tokens. [`Blip2Config`] sets it to the vision
+    /// config's `hidden_size`, as the reference does, whatever the file says.
+    pub encoder_hidden_size: usize,
+    /// Activation of the feed-forward.
+    pub hidden_act: Activation,
+    /// Epsilon of every LayerNorm.
+    pub layer_norm_eps: f64,
+}
+
+impl Default for QFormerConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            cross_attention_frequency: 2,
+            encoder_hidden_size: 1408,
+            hidden_act: Activation::Gelu,
+            layer_norm_eps: 1e-12,
+        }
+    }
+}
+
+impl QFormerConfig {
+    /// Checks that the sizes describe a model.
+    ///
+    /// # Errors
+    /// [`Error::ConfigValue`] names the first field that does not.
+    pub fn validate(&self) -> Result<()> {
+        size("qformer_config.hidden_size", self.hidden_size)?;
+        size("qformer_config.intermediate_size", self.intermediate_size)?;
+        size("qformer_config.num_hidden_layers", self.num_hidden_layers)?;
+        size(
+            "qformer_config.cross_attention_frequency",
+            self.cross_attention_frequency,
+        )?;
+        size(
+            "qformer_config.encoder_hidden_size",
+            self.encoder_hidden_size,
+        )?;
+        heads(
+            "qformer_config",
+            self.num_attention_heads,
+            self.hidden_size,
+        )?;
+        epsilon("qformer_config.layer_norm_eps", self.layer_norm_eps)
+    }
+}
+
+/// What this side needs to know of the language model's config; everything
+/// else is the GGUF's own business.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TextConfig {
+    /// Architecture, such as `opt` (the reference's default) or `llama`.
+    pub model_type: Option<String>,
+    /// Width of a token, where the file states it.
+    pub hidden_size: Option<usize>,
+    /// Token that begins a sequence, where the file states it.
+    pub bos_token_id: Option<i64>,
+    /// Tokens that end an answer, where the file states them.
+    pub eos_token_id: Option<TokenIds>,
+}
+
+impl TextConfig {
+    /// Tokens that end an answer; ids out of range (`-1` for "none") left out.
+    pub fn eos_token_ids(&self) -> Vec<i32> {
+        let ids = match &self.eos_token_id {
+            Some(TokenIds::One(id)) => std::slice::from_ref(id),
+            Some(TokenIds::Many(ids)) => ids,
+            None => &[],
+        };
+        ids.iter()
+            .filter_map(|id| i32::try_from(*id).ok().filter(|id| *id >= 0))
+            .collect()
+    }
+}
+
+/// One token id or several: config files hold both.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIds {
+    /// A number.
+    One(i64),
+    /// A list of numbers.
+    Many(Vec<i64>),
+}
+
+/// `Blip2Config`: a whole checkpoint, `model_type: blip-2`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Blip2Config {
+    /// Always `blip-2`; any other model is refused.
+    pub model_type: String,
+    /// The frozen ViT.
+    #[serde(deserialize_with = "null_is_default")]
+    pub vision_config: VisionConfig,
+    /// The Q-Former.
+    #[serde(deserialize_with = "null_is_default")]
+    pub qformer_config: QFormerConfig,
+    /// The language model.
+    #[serde(deserialize_with = "null_is_default")]
+    pub text_config: TextConfig,
+    /// Learned queries, and so rows of the soft prompt.
+    pub num_query_tokens: usize,
+    /// Token that stands for the picture in Hugging Face's prompts.
+    pub image_token_index: Option<i64>,
+}
+
+impl Default for Blip2Config {
+    fn default() -> Self {
+        Self {
+            model_type: "blip-2".to_owned(),
+            vision_config: VisionConfig::default(),
+            qformer_config: QFormerConfig::default(),
+            text_config: TextConfig::default(),
+            num_query_tokens: 32,
+            image_token_index: None,
+        }
+    }
+}
+
+impl Blip2Config {
+    /// Reads `dir/config.json`.
+    ///
+    /// # Errors
+    /// The file is missing, is not JSON of this shape, is of another model
+    /// type, or holds a value that cannot be honoured; each names the file.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONFIG_FILE);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        Self::from_json(&text).map_err(|error| Error::Config {
+            path,
+            reason: error.to_string(),
+        })
+    }
+
+    /// Parses and checks the text of a `config.json`.
+    ///
+    /// # Errors
+    /// The text is not JSON of this shape, is of another model type, or holds
+    /// a value that cannot be honoured.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let mut config: Self = serde_json::from_str(text)?;
+        if config.model_type != "blip-2" {
+            return Err(value(
+                "model_type",
+                format!("{:?} is not known (known: \"blip-2\")", config.model_type),
+            ));
+        }
+        config.qformer_config.encoder_hidden_size = config.vision_config.hidden_size;
+        config.vision_config.validate()?;
+        config.qformer_config.validate()?;
+        size("num_query_tokens", config.num_query_tokens)?;
+        Ok(config)
+    }
+}
+
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+pub(crate) fn size(field: &str, found: usize) -> Result<()> {
+    if (1..=MAX_SIZE).contains(&found) {
+        Ok(())
+    } else {
+        Err(value(
+            field,
+            format!("{found} is not between 1 and {MAX_SIZE}"),
+        ))
+    }
+}
+
+fn heads(config: &str, heads: usize, width: usize) -> Result<()> {
+    let field = format!("{config}.num_attention_heads");
+    size(&field, heads)?;
+    if width.is_multiple_of(heads) {
+        Ok(())
+    } else {
+        Err(value(
+            &field,
+            format!("{heads} does not divide hidden_size = {width}"),
+        ))
+    }
+}
+
+fn epsilon(field: &str, eps: f64) -> Result<()> {
+    if eps > 0.0 && eps < 1.0 {
+        Ok(())
+    } else {
+        Err(value(field, format!("{eps} is not between 0 and 1")))
+    }
+}
+
+fn value(field: &str, reason: String) -> Error {
+    Error::ConfigValue {
+        field: field.to_owned(),
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_fields_get_the_references_defaults() {
+        // The fields that Salesforce/blip2-opt-2.7b states since December 2024.
+        let config = Blip2Config::from_json(
+            r#"{"model_type": "blip-2", "image_token_index": 50265, "torch_dtype": "float32",
+                "qformer_config": {"model_type": "blip_2_qformer"},
+                "vision_config": {"model_type": "blip_2_vision_model"},
+                "text_config": {"model_type": "opt", "hidden_size": 2560, "eos_token_id": 50118}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.vision_config, VisionConfig::default());
+        assert_eq!(config.vision_config.positions(), 257);
+        assert_eq!(config.qformer_config, QFormerConfig::default());
+        assert_eq!(config.num_query_tokens, 32);
+        assert_eq!(config.image_token_index, Some(50265));
+        assert_eq!(config.text_config.eos_token_ids(), [50118]);
+        assert_eq!(Blip2Config::from_json("{}").unwrap(), Blip2Config::default());
+        let nulls = r#"{"vision_config": null, "qformer_config": null, "text_config": null}"#;
+        assert_eq!(Blip2Config::from_json(nulls).unwrap(), Blip2Config::default());
+    }
+
+    #[test]
+    fn stated_fields_are_honoured() {
+        let config = Blip2Config::from_json(
+            r#"{"num_query_tokens": 8,
+                "vision_config": {"hidden_size": 64, "num_attention_heads": 4, "layer_norm_eps": 1e-5,
+                                  "image_size": 100, "patch_size": 14, "qkv_bias": false},
+                "qformer_config": {"layer_norm_eps": 1e-7, "encoder_hidden_size": 9},
+                "text_config": {"eos_token_id": [2, -1, 7], "bos_token_id": 1}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.vision_config.layer_norm_eps, 1e-5);
+        assert_eq!(config.vision_config.grid(), 7);
+        assert!(!config.vision_config.qkv_bias);
+        assert_eq!(config.qformer_config.layer_norm_eps, 1e-7);
+        assert_eq!(config.qformer_config.encoder_hidden_size, 64);
+        assert_eq!(config.text_config.eos_token_ids(), [2, 7]);
+        assert_eq!(config.text_config.bos_token_id, Some(1));
+    }
+
+    #[test]
+    fn values_that_cannot_be_honoured_are_refused_by_name() {
+        let cases = [
+            (r#"{"model_type": "instructblip"}"#, "model_type: \"instructblip\""),
+            (r#"{"vision_config": {"hidden_act": "quick_gelu"}}"#, "quick_gelu"),
+            (r#"{"qformer_config": {"hidden_act": "relu"}}"#, "relu"),
+            (
+                r#"{"vision_config": {"num_attention_heads": 0}}"#,
+                "vision_config.num_attention_heads: 0",
+            ),
+            (
+                r#"{"vision_config": {"num_attention_heads": 15}}"#,
+                "15 does not divide hidden_size = 1408",
+            ),
+            (
+                r#"{"qformer_config": {"cross_attention_frequency": 0}}"#,
+                "qformer_config.cross_attention_frequency: 0",
+            ),
+            (r#"{"vision_config": {"patch_size": 0}}"#, "vision_config.patch_size: 0"),
+            (r#"{"vision_config": {"patch_size": 300}}"#, "larger than image_size = 224"),
+            (r#"{"vision_config": {"layer_norm_eps": -1}}"#, "layer_norm_eps: -1"),
+            (
+                r#"{"vision_config": {"hidden_size": 18446744073709551615}}"#,
+                "vision_config.hidden_size",
+            ),
+            (r#"{"num_query_tokens": 0}"#, "num_query_tokens: 0"),
+            (r#"{"num_query_tokens": "#, "EOF"),
+        ];
+        for (text, expected) in cases {
+            let error = Blip2Config::from_json(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! A linear layer, and what usually follows it.
+//!
+//! In f32 on a CPU the weights are laid out once, at load, as the machine's
+//! matrix product reads them (`rten-gemm`: on AVX-512 twice as fast as
+//! candle's product), and bias, GELU or residual are applied on the way out.
+//! Everywhere else the layer is candle's operations.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Shape, Tensor};
+use rayon::prelude::*;
+use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
+use rten_tensor::NdTensorView;
+
+use crate::checkpoint::Weights;
+use crate::kernels;
+
+/// Values a thread takes at a time in an element-wise pass: within its L2.
+const CHUNK: usize = 1 << 14;
+
+/// Whether tensors like `x` go through this crate's own CPU code.
+pub(crate) fn runs_here(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// `y = x * weight^T + bias`, `weight` being `[outputs, inputs]`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    kind: Kind,
+}
+
+enum Kind {
+    Packed(Packed),
+    Dense {
+        weight_t: Tensor,
+        bias: Option<Tensor>,
+    },
+}
+
+struct Packed {
+    /// `[inputs, outputs]`.
+    weight_t: PackedBMatrix<f32>,
+    bias: Option<Vec<f32>>,
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Packed(_) => "Packed",
+            Kind::Dense { .. } => "Dense",
+        })
+    }
+}
+
+impl Linear {
+    /// Loads `weight` `[outputs, inputs]` and, where there is one, `bias`
+    /// `[outputs]`.
+    pub fn load(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> crate::Result<Self> {
+        let weight = weights.get("weight", &[outputs, inputs])?;
+        let bias = bias
+            .then(|| weights.get("bias", &[outputs]))
+            .transpose()?;
+        Ok(Self::new(&weight, bias)?)
+    }
+
+    /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`.
+    pub fn new(weight: &Tensor, bias: Option<Tensor>) -> candle_core::Result<Self> {
+        let kind = if runs_here(weight) {
+            let (outputs, inputs) = weight.dims2()?;
+            let values = weight.flatten_all()?.to_vec1::<f32>()?;
+            let view = NdTensorView::from_data([outputs, inputs], values.as_slice());
+            Kind::Packed(Packed {
+                weight_t: GemmExecutor::<f32>::new().prepack_b(view.transposed()),
+                bias: bias.map(|bias| bias.to_vec1()).transpose()?,
+            })
+        } else {
+            Kind::Dense {
+                weight_t: weight.t()?,
+                bias,
+            }
+        };
+        Ok(Self { kind })
+    }
+
+    /// `[..., inputs]` to `[..., outputs]`.
+    pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.kind {
+            Kind::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&Product { packed, gelu: false }),
+            Kind::Dense { weight_t, bias } => dense(x, weight_t, bias.as_ref()),
+        }
+    }
+
+    /// `gelu(forward(x))`.
+    pub fn forward_gelu(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.kind {
+            Kind::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&Product { packed, gelu: true }),
+            Kind::Dense { weight_t, bias } => dense(x, weight_t, bias.as_ref())?.gelu_erf(),
+        }
+    }
+
+    /// `forward(x) + residual`.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.kind {
+            Kind::Packed(packed) => x
+                .contiguous()?
+                .apply_op2_no_bwd(&residual.contiguous()?, &Product { packed, gelu: false }),
+            Kind::Dense { weight_t, bias } => dense(x, weight_t, bias.as_ref())? + residual,
+        }
+    }
+}
+
+fn dense(x: &Tensor, weight_t: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+    let inputs = x.dim(D::Minus1)?;
+    let mut shape = x.dims().to_vec();
+    // One product over all rows: a batch of products with a shared right side
+    // is slower everywhere.
+    let rows = x.elem_count().checked_div(inputs).unwrap_or(0);
+    let y = x.reshape((rows, inputs))?.matmul(weight_t)?;
+    let y = match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
+    if let Some(last) = shape.last_mut() {
+        *last = weight_t.dim(1)?;
+    }
+    y.reshape(shape)
+}
+
+struct Product<'a> {
+    packed: &'a Packed,
+    gelu: bool,
+}
+
+impl Product<'_> {
+    /// Writes `x * weight_t + bias`, added to what is there where `add`.
+    fn run(&self, x: &[f32], output: &mut [f32], add: bool) -> candle_core::Result<()> {
+        let weight_t = &self.packed.weight_t;
+        let rows = x.len() / weight_t.rows();
+        let x = NdTensorView::try_from_data([rows, weight_t.rows()], x)
+            .map_err(candle_core::Error::wrap)?;
+        let options = GemmOptions {
+            beta: if add { 1.0 } else { 0.0 },
+            bias: self.packed.bias.as_deref().map(BiasVector::Row),
+            ..GemmOptions::default()
+        };
+        GemmExecutor::<f32>::new().gemm(
+            output,
+            GemmInputA::Unpacked(x),
+            GemmInputB::Packed(weight_t),
+            options,
+        )
+        .map_err(candle_core::Error::wrap)?;
+        if self.gelu {
+            output.par_chunks_mut(CHUNK).for_each(kernels::gelu);
+        }
+        Ok(())
+    }
+
+    /// The output's shape, after checking the input's.
+    fn shape(&self, input: &Layout) -> candle_core::Result<Shape> {
+        let mut dims = input.dims().to_vec();
+        let (inputs, outputs) = (self.packed.weight_t.rows(), self.packed.weight_t.cols());
+        match dims.last_mut() {
+            Some(last) if *last == inputs => *last = outputs,
+            _ => candle_core::bail!("rows of {inputs} expected, found shape {:?}", input.dims()),
+        }
+        Ok(Shape::from(dims))
+    }
+}
+
+/// The values of a contiguous tensor.
+pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => candle_core::bail!("a contiguous tensor expected, found {layout:?}"),
+    }
+}
+
+impl CustomOp1 for Product<'_> {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let shape = self.shape(layout)?;
+        let mut output = vec![0.0; shape.elem_count()];
+        self.run(values(x, layout)?, &mut output, false)?;
+        Ok((CpuStorage::F32(output), shape))
+    }
+}
+
+impl CustomOp2 for Product<'_> {
+    fn name(&self) -> &'static str {
+        "linear_add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let shape = self.shape(layout)?;
+        if *residual_layout.shape() != shape {
+            candle_core::bail!("residual of {shape:?} expected, found {:?}", residual_layout.shape());
+        }
+        let mut output = values(residual, residual_layout)?.to_vec();
+        self.run(values(x, layout)?, &mut output, true)?;
+        Ok((CpuStorage::F32(output), shape))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    /// The same layer in f64, through candle's operations.
+    fn portable(weight: &Tensor, bias: Option<&Tensor>) -> Linear {
+        let weight = weight.to_dtype(DType::F64).unwrap();
+        let bias = bias.map(|bias| bias.to_dtype(DType::F64).unwrap());
+        let linear = Linear::new(&weight, bias).unwrap();
+        assert!(matches!(linear.kind, Kind::Dense { .. }));
+        linear
+    }
+
+    #[track_caller]
+    fn assert_same(left: &Tensor, right: &Tensor) {
+        assert_eq!(left.dims(), right.dims());
+        let difference = (left.to_dtype(DType::F64).unwrap() - right).unwrap();
+        let difference: f64 = difference.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+        assert!(difference < 1e-4, "{difference}");
+    }
+
+    #[test]
+    fn packed_and_portable_layers_agree() {
+        let device = Device::Cpu;
+        for (batch, rows, inputs, outputs) in [(1, 1, 8, 8), (2, 5, 33, 17), (1, 257, 384, 100), (3, 32, 600, 1)] {
+            let weight = Tensor::randn(0f32, 0.5, (outputs, inputs), &device).unwrap();
+            let bias = Tensor::randn(0f32, 1.0, outputs, &device).unwrap();
+            let x = Tensor::randn(0f32, 1.0, (batch, inputs, rows), &device).unwrap();
+            let x = x.transpose(1, 2).unwrap();
+            let residual = Tensor::randn(0f32, 1.0, (batch, rows, outputs), &device).unwrap();
+            let (x64, residual64) = (x.to_dtype(DType::F64).unwrap(), residual.to_dtype(DType::F64).unwrap());
+            for bias in [None, Some(bias)] {
+                let portable = portable(&weight, bias.as_ref());
+                let packed = Linear::new(&weight, bias).unwrap();
+                assert_same(&packed.forward(&x).unwrap(), &portable.forward(&x64).unwrap());
+                assert_same(&packed.forward_gelu(&x).unwrap(), &portable.forward_gelu(&x64).unwrap());
+                assert_same(
+                    &packed.forward_add(&x, &residual).unwrap(),
+                    &portable.forward_add(&x64, &residual64).unwrap(),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_width_is_an_error() {
+        let device = Device::Cpu;
+        let weight = Tensor::zeros((4, 8), DType::F32, &device).unwrap();
+        let linear = Linear::new(&weight, None).unwrap();
+        let x = Tensor::zeros((1, 2, 7), DType::F32, &device).unwrap();
+        assert!(linear.forward(&x).is_err());
+        let x = Tensor::zeros((1, 2, 8), DType::F32, &device).unwrap();
+        assert!(linear.forward_add(&x, &x).is_err());
+    }
+}

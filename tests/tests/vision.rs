@@ -1,0 +1,611 @@
+//! ViT, Q-Former and projection against transformers' outputs
+//! (`tests/golden/make_vision.py`), and what a checkpoint may and may not be.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use qformer::checkpoint::Checkpoint;
+use qformer::config::Blip2Config;
+use qformer::{Encoder, Encoding, Error};
+use safetensors::{Dtype, SafeTensors};
+use tempfile::TempDir;
+
+/// What the project promises of every stage, in f32 on a CPU.
+const TOLERANCE: f32 = 1e-4;
+
+fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/vision")
+}
+
+/// `uniform` of `make_vision.py`.
+fn uniform(name: &str, count: usize) -> impl Iterator<Item = f32> {
+    let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+    });
+    (1..=count as u64).map(move |i| {
+        let z = seed.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let z = z ^ (z >> 31);
+        (z >> 40) as f32 * 2f32.powi(-23) - 1.0
+    })
+}
+
+/// `values` of `make_vision.py`.
+fn values(name: &str, shape: &[usize]) -> Vec<f32> {
+    let (mut scale, mut offset) = (1.0, 0.0);
+    let norms = ["norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight"];
+    if norms.iter().any(|end| name.ends_with(end)) {
+        (scale, offset) = (0.5, 1.0);
+    } else if name.ends_with(".bias") {
+        scale = 0.3;
+    } else if name.ends_with(".weight") {
+        let sharp = ["qkv", "query.", "key."].iter().any(|part| name.contains(part));
+        let inputs: usize = shape[1..].iter().product();
+        scale = (if sharp { 1.5 } else { 1.0 }) * (3.0 / inputs as f64).sqrt();
+    } else if name == "pixels" {
+        scale = 2.0;
+    }
+    uniform(name, shape.iter().product())
+        .map(|x| x * scale as f32 + offset)
+        .collect()
+}
+
+/// Names and shapes of a model's tensors, as `Blip2ForConditionalGeneration`
+/// has them.
+fn tensor_shapes(config: &Blip2Config, n_embd: usize) -> BTreeMap<String, Vec<usize>> {
+    let mut shapes = BTreeMap::new();
+    let mut add = |name: String, shape: &[usize]| {
+        shapes.insert(name, shape.to_vec());
+    };
+    let (vision, qformer) = (&config.vision_config, &config.qformer_config);
+    let (width, inner, patch) = (vision.hidden_size, vision.intermediate_size, vision.patch_size);
+    add("vision_model.embeddings.class_embedding".into(), &[1, 1, width]);
+    add("vision_model.embeddings.position_embedding".into(), &[1, vision.positions(), width]);
+    add("vision_model.embeddings.patch_embedding.weight".into(), &[width, 3, patch, patch]);
+    add("vision_model.embeddings.patch_embedding.bias".into(), &[width]);
+    for layer in 0..vision.num_hidden_layers {
+        let at = |name: &str| format!("vision_model.encoder.layers.{layer}.{name}");
+        for norm in ["layer_norm1", "layer_norm2"] {
+            add(at(&format!("{norm}.weight")), &[width]);
+            add(at(&format!("{norm}.bias")), &[width]);
+        }
+        add(at("self_attn.qkv.weight"), &[3 * width, width]);
+        if vision.qkv_bias {
+            add(at("self_attn.qkv.bias"), &[3 * width]);
+        }
+        for (name, outputs, inputs) in [
+            ("self_attn.projection", width, width),
+            ("mlp.fc1", inner, width),
+            ("mlp.fc2", width, inner),
+        ] {
+            add(at(&format!("{name}.weight")), &[outputs, inputs]);
+            add(at(&format!("{name}.bias")), &[outputs]);
+        }
+    }
+    add("vision_model.post_layernorm.weight".into(), &[width]);
+    add("vision_model.post_layernorm.bias".into(), &[width]);
+
+    let (encoder, width, inner) = (width, qformer.hidden_size, qformer.intermediate_size);
+    add("query_tokens".into(), &[1, config.num_query_tokens, width]);
+    add("qformer.layernorm.weight".into(), &[width]);
+    add("qformer.layernorm.bias".into(), &[width]);
+    for layer in 0..qformer.num_hidden_layers {
+        let at = |name: &str| format!("qformer.encoder.layer.{layer}.{name}");
+        let mut linears = vec![
+            ("intermediate_query.dense".to_owned(), inner, width),
+            ("output_query.dense".to_owned(), width, inner),
+        ];
+        let mut norms = vec!["output_query.LayerNorm".to_owned()];
+        let mut attention = |name: &str, keys: usize| {
+            linears.push((format!("{name}.attention.query"), width, width));
+            linears.push((format!("{name}.attention.key"), width, keys));
+            linears.push((format!("{name}.attention.value"), width, keys));
+            linears.push((format!("{name}.output.dense"), width, width));
+            norms.push(format!("{name}.output.LayerNorm"));
+        };
+        attention("attention", width);
+        if layer % qformer.cross_attention_frequency == 0 {
+            attention("crossattention", encoder);
+        }
+        for (name, outputs, inputs) in linears {
+            add(at(&format!("{name}.weight")), &[outputs, inputs]);
+            add(at(&format!("{name}.bias")), &[outputs]);
+        }
+        for name in norms {
+            add(at(&format!("{name}.weight")), &[width]);
+            add(at(&format!("{name}.bias")), &[width]);
+        }
+    }
+    add("language_projection.weight".into(), &[n_embd, width]);
+    add("language_projection.bias".into(), &[n_embd]);
+    shapes
+}
+
+/// One tensor to be written.
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl safetensors::View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        self.bytes.as_slice().into()
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+fn write(path: &Path, tensors: BTreeMap<String, Stored>) {
+    safetensors::serialize_to_file(tensors, None, path).unwrap();
+}
+
+/// A model of the golden files with its outputs.
+struct Golden {
+    config: Blip2Config,
+    n_embd: usize,
+    bytes: Vec<u8>,
+}
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        let dir = golden_dir();
+        let config = Blip2Config::read(&dir.join(name)).unwrap();
+        let n_embd = config.text_config.hidden_size.unwrap();
+        let bytes = std::fs::read(dir.join(format!("{name}.safetensors"))).unwrap();
+        Self { config, n_embd, bytes }
+    }
+
+    /// A stored output, f32.
+    fn output(&self, name: &str) -> Tensor {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = file.tensor(name).unwrap();
+        Tensor::from_raw_buffer(view.data(), DType::F32, view.shape(), &Device::Cpu).unwrap()
+    }
+
+    /// A stored list of numbers.
+    fn numbers<const N: usize>(&self, name: &str, parse: fn([u8; N]) -> u64) -> Vec<u64> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = file.tensor(name).unwrap();
+        let (chunks, rest) = view.data().as_chunks::<N>();
+        assert!(rest.is_empty());
+        chunks.iter().map(|chunk| parse(*chunk)).collect()
+    }
+
+    /// The rows of `tensor` that the golden file keeps.
+    fn rows(&self, tensor: &Tensor, list: &str) -> Tensor {
+        let rows: Vec<u32> = self
+            .numbers(list, |bytes| u32::from_le_bytes(bytes).into())
+            .into_iter()
+            .map(|row| row as u32)
+            .collect();
+        let rows = Tensor::new(rows, &Device::Cpu).unwrap();
+        tensor.index_select(&rows, 1).unwrap()
+    }
+
+    /// Batch of the stored outputs.
+    fn batch(&self) -> usize {
+        self.output("queries").dim(0).unwrap()
+    }
+
+    fn pixels(&self) -> Tensor {
+        let side = self.config.vision_config.image_size;
+        let shape = [self.batch(), 3, side, side];
+        Tensor::from_vec(values("pixels", &shape), &shape, &Device::Cpu).unwrap()
+    }
+
+    /// The weights, after making sure that they are those of the generator.
+    fn weights(&self) -> BTreeMap<String, Stored> {
+        let mut checksum = 0_u64;
+        let mut weights = BTreeMap::new();
+        for (name, shape) in tensor_shapes(&self.config, self.n_embd) {
+            let values = values(&name, &shape);
+            for (place, value) in (1_u64..).zip(&values) {
+                checksum = checksum.wrapping_add(u64::from(value.to_bits()).wrapping_mul(place));
+            }
+            let bytes = values.into_iter().flat_map(f32::to_le_bytes).collect();
+            let dtype = Dtype::F32;
+            weights.insert(name, Stored { dtype, shape, bytes });
+        }
+        assert_eq!(
+            vec![checksum],
+            self.numbers("checksum", u64::from_le_bytes),
+            "the generators of the weights differ: this says nothing of the model"
+        );
+        weights
+    }
+
+    /// A directory with the weights in one file.
+    fn checkpoint_dir(&self) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        write(&dir.path().join("model.safetensors"), self.weights());
+        dir
+    }
+
+    fn load(&self, checkpoint: &Checkpoint, dtype: DType) -> qformer::Result<Encoder> {
+        Encoder::load(
+            checkpoint,
+            &self.config.vision_config,
+            &self.config.qformer_config,
+            self.config.num_query_tokens,
+            dtype,
+            &Device::Cpu,
+        )
+    }
+
+    /// Compares every stage with the stored outputs.
+    #[track_caller]
+    fn check(&self, checkpoint: &Checkpoint, dtype: DType, tolerance: f32) {
+        let encoding = self.load(checkpoint, dtype).unwrap().encode(&self.pixels()).unwrap();
+        let soft_prompt = project(checkpoint, &encoding.queries, self.n_embd);
+        let stages = [
+            ("vision", self.rows(&encoding.vision, "rows_vision")),
+            ("queries", encoding.queries),
+            ("soft_prompt", self.rows(&soft_prompt, "rows_soft_prompt")),
+        ];
+        for (name, found) in stages {
+            let difference = max_difference(&found, &self.output(name));
+            println!("{name}: {difference:.1e}");
+            assert!(difference < tolerance, "{name} differs by {difference}");
+        }
+    }
+}
+
+fn project(checkpoint: &Checkpoint, queries: &Tensor, n_embd: usize) -> Tensor {
+    let (batch, rows, width) = queries.dims3().unwrap();
+    let tensor = |name, shape: &[usize]| checkpoint.tensor(name, shape, DType::F32, &Device::Cpu).unwrap();
+    let weight = tensor("language_projection.weight", &[n_embd, width]);
+    let bias = tensor("language_projection.bias", &[n_embd]);
+    let rows_flat = queries.reshape((batch * rows, width)).unwrap();
+    let projected = rows_flat.matmul(&weight.t().unwrap()).unwrap();
+    projected.broadcast_add(&bias).unwrap().reshape((batch, rows, n_embd)).unwrap()
+}
+
+/// Largest absolute difference; NaN where there is one.
+#[track_caller]
+fn max_difference(left: &Tensor, right: &Tensor) -> f32 {
+    assert_eq!(left.dims(), right.dims());
+    let difference = (left - right).unwrap().abs().unwrap();
+    let values = difference.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values.into_iter().fold(0.0, |max, x| if x > max || x.is_nan() { x } else { max })
+}
+
+fn equals_transformers(name: &str) {
+    let golden = Golden::read(name);
+    let dir = golden.checkpoint_dir();
+    golden.check(&Checkpoint::open(dir.path()).unwrap(), DType::F32, TOLERANCE);
+}
+
+#[test]
+fn a_shallow_model_equals_transformers() {
+    equals_transformers("shallow");
+}
+
+#[test]
+fn a_model_with_a_rest_beside_its_patches_equals_transformers() {
+    equals_transformers("rest");
+}
+
+#[test]
+fn a_deep_model_without_qkv_bias_equals_transformers() {
+    equals_transformers("deep");
+}
+
+#[test]
+fn three_layers_of_full_width_equal_transformers() {
+    equals_transformers("full_width");
+}
+
+#[test]
+fn shards_that_transformers_saved_load_as_they_are() {
+    let saved = golden_dir().join("saved");
+    let golden = Golden {
+        config: Blip2Config::read(&saved).unwrap(),
+        ..Golden::read("shallow")
+    };
+    golden.check(&Checkpoint::open(&saved).unwrap(), DType::F32, TOLERANCE);
+}
+
+/// The weights with every value rounded to a half type, as f32 and as that type.
+fn halved(golden: &Golden, half: DType) -> [TempDir; 2] {
+    let stored = if half == DType::F16 { Dtype::F16 } else { Dtype::BF16 };
+    let [rounded, halved] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut weights = [BTreeMap::new(), BTreeMap::new()];
+    for (name, weight) in golden.weights() {
+        let tensor = Tensor::from_raw_buffer(&weight.bytes, DType::F32, &weight.shape, &Device::Cpu).unwrap();
+        let tensor = tensor.to_dtype(half).unwrap().flatten_all().unwrap();
+        let floats = tensor.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+        // Both half types are the upper part of a wider one or have a plain
+        // bit pattern: safetensors' own writer gives the bytes.
+        let bytes = safetensors::serialize([("x", &tensor)], None).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let half_bytes = file.tensor("x").unwrap().data().to_vec();
+        let shape = weight.shape;
+        weights[0].insert(
+            name.clone(),
+            Stored {
+                dtype: Dtype::F32,
+                shape: shape.clone(),
+                bytes: floats.into_iter().flat_map(f32::to_le_bytes).collect(),
+            },
+        );
+        weights[1].insert(name, Stored { dtype: stored, shape, bytes: half_bytes });
+    }
+    let [first, second] = weights;
+    write(&rounded.path().join("model.safetensors"), first);
+    write(&halved.path().join("model.safetensors"), second);
+    [rounded, halved]
+}
+
+#[test]
+fn half_weights_are_computed_in_f32_without_loss() {
+    let golden = Golden::read("shallow");
+    for (half, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.15)] {
+        let [rounded, halved] = halved(&golden, half);
+        let [rounded, halved] = [&rounded, &halved].map(|dir| Checkpoint::open(dir.path()).unwrap());
+        let encode = |checkpoint| golden.load(checkpoint, DType::F32).unwrap().encode(&golden.pixels()).unwrap();
+        let (one, other) = (encode(&rounded), encode(&halved));
+        assert_eq!(max_difference(&one.vision, &other.vision), 0.0);
+        assert_eq!(max_difference(&one.queries, &other.queries), 0.0);
+        golden.check(&halved, DType::F32, tolerance);
+    }
+}
+
+/// Not exact, but what a device without f32 to spare is asked for, and the
+/// only run of the portable operations on a machine without one.
+#[test]
+fn computing_in_f16_stays_close() {
+    let golden = Golden::read("shallow");
+    let dir = golden.checkpoint_dir();
+    golden.check(&Checkpoint::open(dir.path()).unwrap(), DType::F16, 0.05);
+}
+
+#[test]
+fn a_batch_equals_its_pictures_one_by_one() {
+    let golden = Golden::read("rest");
+    let dir = golden.checkpoint_dir();
+    let encoder = golden.load(&Checkpoint::open(dir.path()).unwrap(), DType::F32).unwrap();
+    let pixels = golden.pixels();
+    let together = encoder.encode(&pixels).unwrap();
+    for picture in 0..golden.batch() {
+        let alone: Encoding = encoder.encode(&pixels.narrow(0, picture, 1).unwrap()).unwrap();
+        for (together, alone) in [(&together.vision, &alone.vision), (&together.queries, &alone.queries)] {
+            let difference = max_difference(&together.narrow(0, picture, 1).unwrap(), alone);
+            assert!(difference < 1e-5, "{difference}");
+        }
+    }
+}
+
+#[test]
+fn pixels_of_another_shape_are_refused() {
+    let golden = Golden::read("shallow");
+    let dir = golden.checkpoint_dir();
+    let encoder = golden.load(&Checkpoint::open(dir.path()).unwrap(), DType::F32).unwrap();
+    for shape in [vec![1, 3, 40, 41], vec![1, 1, 40, 40], vec![3, 40, 40], vec![0, 3, 40, 40], vec![]] {
+        let pixels = Tensor::zeros(shape.as_slice(), DType::F32, &Device::Cpu).unwrap();
+        let error = encoder.encode(&pixels).unwrap_err();
+        assert!(matches!(&error, Error::Pixels { size: 40, found } if *found == shape), "{error}");
+    }
+}
+
+/// Tampers with a good checkpoint and asserts what the refusal says.
+#[track_caller]
+fn refused(tamper: impl FnOnce(&Path, BTreeMap<String, Stored>), expected: &[&str]) -> Error {
+    let golden = Golden::read("shallow");
+    let dir = tempfile::tempdir().unwrap();
+    tamper(dir.path(), golden.weights());
+    let error = Checkpoint::open(dir.path())
+        .and_then(|checkpoint| golden.load(&checkpoint, DType::F32))
+        .expect_err("this checkpoint must be refused");
+    let text = error.to_string();
+    for part in expected {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+    error
+}
+
+const QKV: &str = "vision_model.encoder.layers.1.self_attn.qkv.bias";
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let error = refused(
+        |dir, mut weights| {
+            weights.remove(QKV);
+            write(&dir.join("model.safetensors"), weights);
+        },
+        &["model.safetensors", QKV],
+    );
+    assert!(matches!(error, Error::MissingTensor { .. }));
+}
+
+#[test]
+fn a_wrong_shape_is_named_with_both_shapes() {
+    let tamper = |shape: Vec<usize>| {
+        move |dir: &Path, mut weights: BTreeMap<String, Stored>| {
+            let weight = weights.get_mut(QKV).unwrap();
+            weight.bytes.resize(4 * shape.iter().product::<usize>(), 0);
+            weight.shape = shape;
+            write(&dir.join("model.safetensors"), weights);
+        }
+    };
+    refused(tamper(vec![143]), &["model.safetensors", QKV, "[143]", "[144]"]);
+    // The same number of values, and none at all, are no excuse.
+    refused(tamper(vec![12, 12]), &["[12, 12]", "[144]"]);
+    refused(tamper(vec![0]), &["[0]", "[144]"]);
+    refused(tamper(vec![]), &["[]", "[144]"]);
+}
+
+#[test]
+fn a_dtype_that_no_weight_has_is_named() {
+    for (dtype, name) in [(Dtype::F64, "F64"), (Dtype::I64, "I64"), (Dtype::U8, "U8")] {
+        let error = refused(
+            |dir, mut weights| {
+                let weight = weights.get_mut(QKV).unwrap();
+                weight.dtype = dtype;
+                weight.bytes.resize(144 * dtype.bitsize() / 8, 0);
+                write(&dir.join("model.safetensors"), weights);
+            },
+            &["model.safetensors", QKV, name, "BF16"],
+        );
+        assert!(matches!(error, Error::DType { .. }));
+    }
+}
+
+#[test]
+fn files_cut_short_or_damaged_are_refused() {
+    let full = {
+        let dir = Golden::read("shallow").checkpoint_dir();
+        std::fs::read(dir.path().join("model.safetensors")).unwrap()
+    };
+    let refuse = |bytes: Vec<u8>| {
+        let error = refused(
+            |dir, _| std::fs::write(dir.join("model.safetensors"), bytes).unwrap(),
+            &["model.safetensors"],
+        );
+        assert!(matches!(error, Error::Safetensors { .. }), "{error}");
+    };
+    for length in [0, 1, 7, 8, 9, 100, full.len() / 2, full.len() - 1] {
+        refuse(full[..length].to_vec());
+    }
+    let longer = [full.as_slice(), &[0]].concat();
+    refuse(longer);
+    for (at, byte) in [(0, 0xFF), (7, 0x7F), (8, b'x'), (20, 0xFF)] {
+        let mut damaged = full.clone();
+        damaged[at] = byte;
+        refuse(damaged);
+    }
+    let header = |text: &str, data: usize| {
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(text.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    };
+    refuse(header(r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,99]}}"#, 16));
+    refuse(header(r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}"#, 16));
+    refuse(header(r#"{"a":{"dtype":"F32","shape":[5],"data_offsets":[0,16]}}"#, 16));
+    refuse(header(r#"{"a":{"dtype":"F99","shape":[4],"data_offsets":[0,16]}}"#, 16));
+    refuse(header(
+        r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,16]}}"#,
+        16,
+    ));
+    refuse(header("[]", 0));
+    refuse(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n".to_vec());
+}
+
+/// Splits the weights into two shards with an index.
+fn write_shards(dir: &Path, weights: BTreeMap<String, Stored>, edit: impl FnOnce(&mut serde_json::Value)) {
+    let mut shards = [BTreeMap::new(), BTreeMap::new()];
+    let mut map = serde_json::Map::new();
+    for (i, (name, weight)) in weights.into_iter().enumerate() {
+        map.insert(name.clone(), format!("model-{}-of-2.safetensors", i % 2 + 1).into());
+        shards[i % 2].insert(name, weight);
+    }
+    for (i, shard) in shards.into_iter().enumerate() {
+        write(&dir.join(format!("model-{}-of-2.safetensors", i + 1)), shard);
+    }
+    let mut index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map});
+    edit(&mut index);
+    std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+#[test]
+fn a_missing_or_damaged_shard_is_named() {
+    let shard = "model-2-of-2.safetensors";
+    refused(
+        |dir, weights| {
+            write_shards(dir, weights, |_| ());
+            std::fs::remove_file(dir.join(shard)).unwrap();
+        },
+        &["model.safetensors.index.json", shard, "missing"],
+    );
+    refused(
+        |dir, weights| {
+            write_shards(dir, weights, |_| ());
+            std::fs::write(dir.join(shard), "").unwrap();
+        },
+        &[shard],
+    );
+}
+
+#[test]
+fn an_index_that_cannot_be_true_is_refused() {
+    let index = "model.safetensors.index.json";
+    let edited = |edit: fn(&mut serde_json::Value), expected: &[&str]| {
+        let error = refused(|dir, weights| write_shards(dir, weights, edit), expected);
+        assert!(matches!(error, Error::Index { .. }), "{error}");
+    };
+    // A tensor in another shard than said, and one that is nowhere.
+    edited(
+        |index| index["weight_map"]["query_tokens"] = "model-1-of-2.safetensors".into(),
+        &[index, "model-1-of-2.safetensors", "query_tokens"],
+    );
+    edited(
+        |index| index["weight_map"]["nowhere"] = "model-1-of-2.safetensors".into(),
+        &[index, "nowhere"],
+    );
+    // Files outside the directory are none of its shards.
+    for path in ["/etc/passwd", "../model.safetensors", "a/b.safetensors", "", "."] {
+        let error = refused(
+            |dir, weights| write_shards(dir, weights, |index| index["weight_map"]["x"] = path.into()),
+            &[index, "beside the index"],
+        );
+        assert!(matches!(error, Error::Index { .. }), "{error}");
+    }
+    edited(|index| *index = serde_json::json!({"metadata": {}}), &[index, "weight_map"]);
+    edited(|index| *index = serde_json::json!([1, 2]), &[index]);
+}
+
+#[test]
+fn a_directory_without_weights_says_what_it_looked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors") && error.contains("index.json"), "{error}");
+    std::fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("pickle"), "{error}");
+    let missing = dir.path().join("nowhere");
+    assert!(matches!(Checkpoint::open(&missing), Err(Error::Io { path, .. }) if path == missing));
+    assert!(Checkpoint::from_files(&[dir.path()]).is_err());
+}
+
+#[test]
+fn a_subset_keeps_names_shapes_dtypes_and_bytes() {
+    let golden = Golden::read("shallow");
+    let [_, halved] = halved(&golden, DType::F16);
+    let whole = Checkpoint::open(halved.path()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let parts = [
+        ("vision.safetensors", vec!["vision_model."]),
+        ("qformer.safetensors", vec!["query_tokens", "qformer."]),
+        ("projection.safetensors", vec!["language_projection."]),
+    ];
+    let mut paths = Vec::new();
+    for (file, prefixes) in parts {
+        let path = dir.path().join(file);
+        whole.write_subset(&prefixes, &path).unwrap();
+        paths.push(path);
+    }
+    let bundle = Checkpoint::from_files(&paths).unwrap();
+    assert!(whole.names().eq(bundle.names()));
+    for (one, other) in whole.iter().zip(bundle.iter()) {
+        assert_eq!((one.dtype, one.shape, one.bytes), (other.dtype, other.shape, other.bytes));
+    }
+    assert_eq!(bundle.raw("query_tokens").unwrap().path, paths[1]);
+    golden.load(&bundle, DType::F32).unwrap();
+
+    let error = whole.write_subset(&["text."], &dir.path().join("none")).unwrap_err();
+    assert!(error.to_string().contains("text.*"), "{error}");
+    let twice = Checkpoint::from_files(&[&paths[2], &paths[2]]).unwrap_err();
+    assert!(matches!(twice, Error::DuplicateTensor { .. }), "{twice}");
+}
