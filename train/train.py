@@ -1,0 +1,295 @@
+#!/usr/bin/env python3
+"""Train the demo's bridge in two stages, as BLIP-2 does.
+
+    python train/train.py --data DATA --checkpoint CHECKPOINT --out RUN
+
+Stage 1 teaches the Q-Former, without the language model, to spell what it sees in token
+embeddings (slots.py). Stage 2 sends several questions about each picture through the frozen
+language model and trains on its loss for the answers; the slots go on at a small weight, with
+more pictures than the model is asked about.
+The last weights, averaged over steps, are written to RUN/bridge.safetensors.
+
+How long a stage runs is given in minutes, and the learning rate follows the share of them used,
+so that one command suits any machine; RUN/state.pt is written every few minutes, and a run that
+was stopped goes on from there. On a CPU there is one single-threaded process per core.
+"""
+
+import argparse
+import math
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing, nn
+
+from data import read_names
+from features import feature_file, read_scenes
+from model import Bridge, LanguageModel
+from questions import Asking
+from scenes import Scene
+from slots import SlotLoss
+
+QUESTIONS_PER_PICTURE = 6
+SLOT_WEIGHT_IN_STAGE_2 = 0.3
+AVERAGING = 0.99
+REPORT_SECONDS, SAVE_SECONDS = 60, 180
+STAGES = {1: {"batch": 64, "asked": 0, "rate": 8e-4}, 2: {"batch": 48, "asked": 16, "rate": 5e-4}}
+"""Pictures of a step, how many of them go through the language model, and the highest learning rate."""
+PLAIN_SHARE = 0.15
+"""Share of a batch that comes from the plain drawings rather than from the parts."""
+
+
+@dataclass
+class Options:
+    """The command line; see main()."""
+
+    data: Path
+    checkpoint: Path
+    out: Path
+    stage1_minutes: float
+    stage2_minutes: float
+    without_style: str | None
+    device: str
+
+
+class Pictures:
+    """Scenes and features of the plain drawings and of all finished parts."""
+
+    def __init__(self, options: Options, names: set[str], generator: np.random.Generator):
+        self.generator = generator
+        self.folders = [options.data / "plain", *sorted(options.data.glob("part-*"))]
+        self.folders = [folder for folder in self.folders if (folder / "scenes.jsonl").is_file()]
+        self.scenes = [read_scenes(folder) for folder in self.folders]
+        self.features = [feature_file(folder, len(scenes), "r") for folder, scenes in zip(self.folders, self.scenes)]
+        left_out = f"{options.without_style}/"
+        inside, outside = [], []
+        for folder, scenes in enumerate(self.scenes):
+            for row, scene in enumerate(scenes):
+                if scene.items[0].name in names:
+                    (outside if scene.items[0].file.startswith(left_out) else inside).append((folder, row))
+        self.plain = [place for place in inside if place[0] == 0]
+        self.parts = [place for place in inside if place[0] > 0]
+        self.validation = [place for place in outside if place[0] == 0]
+
+    def get(self, places: list[tuple[int, int]]) -> tuple[Tensor, list[Scene]]:
+        """Features [batch, 257, 384] float32 and scenes."""
+        features = np.stack([self.features[folder][row] for folder, row in places])
+        return torch.from_numpy(features).float(), [self.scenes[folder][row] for folder, row in places]
+
+    def batch(self, count: int) -> tuple[Tensor, list[Scene]]:
+        """A random batch; a random share of the patches is left out, and noise is added."""
+        plain = self.generator.binomial(count, PLAIN_SHARE)
+        places = [self.plain[n] for n in self.generator.integers(len(self.plain), size=plain)]
+        places += [self.parts[n] for n in self.generator.integers(len(self.parts), size=count - plain)]
+        self.generator.shuffle(places)
+        features, scenes = self.get(places)
+        patches = features.shape[1] - 1
+        kept = int(patches * self.generator.uniform(0.35, 0.9))
+        order = torch.rand(count, patches).argsort(1)[:, :kept] + 1
+        order = torch.cat([torch.zeros(count, 1, dtype=torch.long), order], 1)
+        features = features.gather(1, order[:, :, None].expand(-1, -1, features.shape[2]))
+        return features + 0.1 * torch.randn_like(features), scenes
+
+
+@dataclass
+class Tally:
+    """Means since the last report."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def report(self) -> str:
+        text = " ".join(f"{name} {total / self.count:.3f}" for name, total in self.sums.items())
+        self.sums, self.count = {}, 0
+        return text
+
+
+class Trainer:
+    """One process of a run: model, optimizer, weight average, and the clock of the stages."""
+
+    def __init__(self, options: Options, rank: int, processes: int):
+        self.options, self.rank, self.processes = options, rank, processes
+        self.device = torch.device(options.device)
+        names, taken_for = read_names(options.data)
+        torch.manual_seed(0)
+        self.language_model = LanguageModel(options.checkpoint, self.device, torch.bfloat16)
+        self.bridge = Bridge(self.language_model.embeddings.shape[1])
+        self.bridge.match_scale(self.language_model.embeddings.float())
+        self.bridge.to(self.device)
+        self.slots = SlotLoss(names, self.language_model)
+        self.averaged = {name: tensor.detach().clone() for name, tensor in self.bridge.state_dict().items()}
+        self.stage, self.used_minutes, self.step = 1, 0.0, 0
+        self.optimizer = self._optimizer()
+        self._load()
+        torch.manual_seed(1 + rank + self.step)
+        self.pictures = Pictures(options, {name.text for name in names}, np.random.default_rng([rank, self.step]))
+        self.asking = Asking(names, taken_for, random.Random(rank * 1000 + self.step))
+        self.tally = Tally()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        decayed = [p for p in self.bridge.parameters() if p.ndim == 2]
+        others = [p for p in self.bridge.parameters() if p.ndim != 2]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+
+    def minutes(self) -> float:
+        """The length of the stage that runs."""
+        return self.options.stage1_minutes if self.stage == 1 else self.options.stage2_minutes
+
+    def run(self) -> None:
+        self.bridge.train()
+        while self.stage in STAGES:
+            if self.minutes() > 0:
+                self._run_stage()
+            self.stage, self.used_minutes = self.stage + 1, 0.0
+            self.optimizer = self._optimizer()
+            self._save()
+        if self.rank == 0:
+            self.bridge.load_state_dict(self.averaged)
+            self.bridge.save(self.options.out / "bridge.safetensors")
+
+    def _run_stage(self) -> None:
+        start = time.monotonic() - 60 * self.used_minutes
+        reported = saved = time.monotonic()
+        pictures = 0
+        share = self.used_minutes / self.minutes()
+        while share < 1:
+            rate = STAGES[self.stage]["rate"] * min(1.0, share / 0.03 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share)) + 1e-6
+            batch, asked = (STAGES[self.stage][key] // self.processes for key in ("batch", "asked"))
+            share = self._one_step(batch, asked, rate, (time.monotonic() - start) / 60 / self.minutes())
+            pictures += batch * self.processes
+            now = time.monotonic()
+            self.used_minutes = share * self.minutes()
+            if self.rank == 0 and now - reported > REPORT_SECONDS:
+                speed = pictures / (now - reported)
+                print(f"stage {self.stage} {self.used_minutes:5.1f} min {speed:5.1f} pictures/s {self.tally.report()}{self._validate()}", flush=True)
+                reported, pictures = now, 0
+            if now - saved > SAVE_SECONDS:
+                self._save()
+                saved = now
+
+    def _one_step(self, batch: int, asked: int, rate: float, share: float) -> float:
+        """One update on `batch` pictures, the first `asked` of them through the language model;
+        returns the share of the stage used, the mean over the processes."""
+        features, scenes = self.pictures.batch(batch)
+        features = features.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            soft = self.bridge(features)
+        slot_loss = self.slots(soft, scenes)
+        if not asked:
+            loss = slot_loss
+            self.tally.add(slots=slot_loss.item())
+        else:
+            questions = [self.asking.questions(scene, QUESTIONS_PER_PICTURE) for scene in scenes[:asked]]
+            answer_loss, right = self.language_model.loss(soft[:asked], self.language_model.pack(questions))
+            loss = answer_loss + SLOT_WEIGHT_IN_STAGE_2 * slot_loss
+            self.tally.add(answers=answer_loss.item(), tokens_right=right.float().mean().item(), slots=slot_loss.item())
+        loss.backward()
+        share = self._average_gradients(share)
+        nn.utils.clip_grad_norm_(self.bridge.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        keep = min(AVERAGING, 1 - 1 / self.step)
+        for name, tensor in self.bridge.state_dict().items():
+            self.averaged[name].lerp_(tensor.detach(), 1 - keep)
+        return share
+
+    def _average_gradients(self, share: float) -> float:
+        """Average gradients over the processes, and with them the clock, so that all take the same steps."""
+        if self.processes == 1:
+            return share
+        gradients = [p.grad for p in self.bridge.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([share])])
+        dist.all_reduce(flat)
+        flat /= self.processes
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
+        return flat[-1].item()
+
+    @torch.no_grad()
+    def _validate(self) -> str:
+        """With --without-style: how often the first slot spells the right name, on that style's drawings."""
+        if not self.pictures.validation:
+            return ""
+        self.bridge.eval()
+        right = 0
+        for start in range(0, len(self.pictures.validation), 64):
+            features, scenes = self.pictures.get(self.pictures.validation[start : start + 64])
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                soft = self.bridge(features.to(self.device))
+            found = self.slots.name_logits(self.slots.token_logits(soft))[:, 0].argmax(1).tolist()
+            right += sum(self.slots.names[n] == scene.items[0].name for n, scene in zip(found, scenes))
+        self.bridge.train()
+        return f" | left-out style {right / len(self.pictures.validation):.3f}"
+
+    def _save(self) -> None:
+        if self.rank != 0:
+            return
+        state = {
+            "bridge": self.bridge.state_dict(),
+            "averaged": self.averaged,
+            "optimizer": self.optimizer.state_dict(),
+            "stage": self.stage,
+            "used_minutes": self.used_minutes,
+            "step": self.step,
+        }
+        partial = self.options.out / "state.partial"
+        torch.save(state, partial)
+        partial.replace(self.options.out / "state.pt")
+
+    def _load(self) -> None:
+        path = self.options.out / "state.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device)
+        self.bridge.load_state_dict(state["bridge"])
+        self.averaged = state["averaged"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.stage, self.used_minutes, self.step = state["stage"], state["used_minutes"], state["step"]
+
+
+def work(rank: int, processes: int, options: Options) -> None:
+    """Run one process of the training."""
+    if processes > 1:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{(options.out / 'rendezvous').absolute()}", rank=rank, world_size=processes)
+    Trainer(options, rank, processes).run()
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="what data.py made")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="what demo/make_checkpoint.py wrote: its GGUF is used")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the state and the weights")
+    parser.add_argument("--stage1-minutes", type=float, default=15)
+    parser.add_argument("--stage2-minutes", type=float, default=60)
+    parser.add_argument("--without-style", help="leave this training style out and report on it, to choose settings by")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    options = Options(**vars(parser.parse_args()))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "rendezvous").unlink(missing_ok=True)
+    processes = torch.get_num_threads() if options.device == "cpu" else 1
+    if processes == 1:
+        work(0, 1, options)
+    else:
+        multiprocessing.spawn(work, (processes, options), nprocs=processes)
+
+
+if __name__ == "__main__":
+    main()
