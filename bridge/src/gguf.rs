@@ -231,7 +231,8 @@ impl<R: Read + Seek> Header<R> {
             .checked_next_multiple_of(alignment)
             .and_then(|start| start.checked_add(end))
             .ok_or_else(|| Problem::Format("a tensor lies beyond any file".to_owned()))?;
-        if needed > self.size {
+        // A header without tensors (the first part of a split model) ends the file.
+        if end > 0 && needed > self.size {
             return format_error(format!(
                 "truncated: its tensors need {needed} bytes, the file has {}",
                 self.size
@@ -369,5 +370,131 @@ fn scalar_size(kind: u32) -> Option<u64> {
         4..=6 => Some(4),
         10..=12 => Some(8),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Write;
+
+    fn golden() -> Vec<u8> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llm/llm.gguf");
+        std::fs::read(path).unwrap()
+    }
+
+    fn read(bytes: &[u8]) -> Result<GgufInfo> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        GgufInfo::read(file.path())
+    }
+
+    fn message(bytes: &[u8]) -> String {
+        match read(bytes).unwrap_err() {
+            Error::Gguf { reason, .. } => reason,
+            error => panic!("{error}"),
+        }
+    }
+
+    /// A header with these key-value pairs, already encoded, and no tensors.
+    fn with_values(values: &[(&str, u32, Vec<u8>)]) -> Vec<u8> {
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        bytes.extend(0u64.to_le_bytes());
+        bytes.extend((values.len() as u64).to_le_bytes());
+        for (key, kind, value) in values {
+            bytes.extend((key.len() as u64).to_le_bytes());
+            bytes.extend(key.as_bytes());
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(value);
+        }
+        bytes
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(text.as_bytes());
+        bytes
+    }
+
+    #[test]
+    fn the_golden_model_says_what_it_is() {
+        let bytes = golden();
+        let info = read(&bytes).unwrap();
+        assert_eq!(info.architecture, "llama");
+        assert_eq!((info.n_embd, info.n_vocab, info.n_ctx_train), (128, 320, 256));
+        assert_eq!(info.tokenizer.as_deref(), Some("gpt2"));
+        assert_eq!(info.file_type_name(), "F32");
+        assert_eq!((info.n_parts, info.file_size), (1, bytes.len() as u64));
+        assert_eq!(info.chat_template, None);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = GgufInfo::read(Path::new("/nowhere/model.gguf")).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }));
+        assert!(error.to_string().contains("/nowhere/model.gguf"), "{error}");
+        let folder = std::env::temp_dir();
+        assert!(GgufInfo::read(&folder).is_err());
+    }
+
+    #[test]
+    fn what_is_no_gguf_is_told_apart_from_what_is_cut() {
+        assert!(message(b"").contains("too few"));
+        assert!(message(b"PK\x03\x04 a zip file").contains("not a GGUF"));
+        assert!(message(b"GGUF\x01\0\0\0rest of it").contains("version 1"));
+        assert!(message(b"GGUF\0\0\0\x03rest of it").contains("big-endian"));
+        let whole = golden();
+        assert!(message(&whole[..whole.len() - 1]).contains("truncated"));
+        assert!(message(&whole[..whole.len() / 2]).contains("truncated"));
+        for n in [5, 30, 500, 5000] {
+            assert!(message(&whole[..n]).contains("ends inside its header"), "{n}");
+        }
+    }
+
+    #[test]
+    fn keys_may_come_before_the_architecture() {
+        let bytes = with_values(&[
+            ("opt.embedding_length", 4, 64u32.to_le_bytes().to_vec()),
+            ("llama.embedding_length", 10, 99u64.to_le_bytes().to_vec()),
+            ("llama.vocab_size", 5, 7i32.to_le_bytes().to_vec()),
+            ("general.architecture", 8, text("llama")),
+            ("tokenizer.chat_template", 8, text("{{ messages }}")),
+        ]);
+        let info = read(&bytes).unwrap();
+        assert_eq!((info.n_embd, info.n_vocab), (99, 7));
+        assert_eq!(info.chat_template.as_deref(), Some("{{ messages }}"));
+    }
+
+    #[test]
+    fn lengths_beyond_the_file_allocate_nothing() {
+        let huge = u64::MAX.to_le_bytes().to_vec();
+        let mut strings = 8u32.to_le_bytes().to_vec();
+        strings.extend(u64::MAX.to_le_bytes());
+        let mut numbers = 10u32.to_le_bytes().to_vec();
+        numbers.extend((u64::MAX / 4).to_le_bytes());
+        for (kind, value) in [(8, huge), (9, strings), (9, numbers)] {
+            let bytes = with_values(&[("general.name", kind, value)]);
+            assert!(message(&bytes).contains("ends inside its header"));
+        }
+        let nested = [9u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec()].concat();
+        assert!(message(&with_values(&[("a", 9, nested)])).contains("array of type 9"));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_headers_never_panic(
+            damage in prop::collection::vec((0usize..12_000, any::<u8>()), 1..6),
+            cut in prop::option::of(0usize..12_000),
+        ) {
+            let mut bytes = golden();
+            for (at, value) in damage {
+                bytes[at] = value;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut);
+            }
+            let _ = read(&bytes);
+        }
     }
 }

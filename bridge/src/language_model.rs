@@ -67,9 +67,9 @@ impl LanguageModel {
         let params = LlamaModelParams::default()
             .with_n_gpu_layers(options.n_gpu_layers.unwrap_or(u32::MAX))
             .with_use_mmap(options.mmap);
-        let _ = llama::take_last_error();
+        let _ = llama::take_error();
         let raw = LlamaModel::load_from_file(backend, path, &params).map_err(|error| {
-            refused(llama::take_last_error().unwrap_or_else(|| error.to_string()))
+            refused(llama::take_error().unwrap_or_else(|| error.to_string()))
         })?;
         if llama::has_encoder(&raw) {
             return Err(refused(format!(
@@ -284,5 +284,28 @@ impl std::fmt::Debug for LanguageModel {
             .field("n_embd", &self.n_embd)
             .field("n_vocab", &self.n_vocab)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_llama_cpp_says_reaches_the_user() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llm/llm.gguf");
+        let mut bytes = std::fs::read(golden).unwrap();
+        // An architecture of the same length that llama.cpp has never heard of, in
+        // the value and in the keys.
+        for at in 0..4000 {
+            if bytes[at..].starts_with(b"llama") {
+                bytes[at..at + 5].copy_from_slice(b"lhama");
+            }
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let error = LanguageModel::load(file.path()).unwrap_err().to_string();
+        assert!(error.contains("lhama"), "{error}");
+        assert!(error.contains(&file.path().display().to_string()), "{error}");
     }
 }
