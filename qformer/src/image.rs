@@ -136,7 +136,10 @@ fn decode_as(format: Format, bytes: &[u8], limits: &ImageLimits) -> Result<RgbIm
         Format::Jpeg => jpeg::decode(bytes, limits),
         Format::Tiff => tiff::decode(bytes, limits),
         Format::Png => {
-            let decoder = PngDecoder::with_limits(reader, limits.for_decoder());
+            // Counts what metadata unpacks to; the pixels have their limit below.
+            let mut overhead = ::image::Limits::no_limits();
+            overhead.max_alloc = Some(MAX_OVERHEAD);
+            let decoder = PngDecoder::with_limits(reader, overhead);
             read(format, decoder.map_err(told)?, limits)
         }
         Format::WebP => read(format, WebPDecoder::new(reader).map_err(told)?, limits),

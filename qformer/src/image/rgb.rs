@@ -80,16 +80,13 @@ pub(super) fn cmyk([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
         .map(|ink| light - divide_by_255(u32::from(ink) * u32::from(light)) as u8)
 }
 
-/// A value composited on white, in the fixed-point arithmetic of Pillow's `alpha_composite`: seven
-/// more bits than the result.
+/// A value composited on white, rounded as in Pillow's `alpha_composite`.
 fn on_white(value: u8, alpha: u8) -> u8 {
-    const PRECISION: u32 = 7;
-    let (value, alpha) = (u32::from(value), u32::from(alpha));
-    let blended = (value * alpha + 255 * (255 - alpha) + 128) << PRECISION;
-    ((((blended >> 8) + blended) >> 8) >> PRECISION) as u8
+    let clear = 255 - alpha;
+    divide_by_255(u32::from(value) * u32::from(alpha) + 255 * u32::from(clear)) as u8
 }
 
-/// `value / 255` rounded, for products of two bytes.
+/// `value / 255` rounded, for up to 255 * 255.
 fn divide_by_255(value: u32) -> u32 {
     let value = value + 128;
     ((value >> 8) + value) >> 8
