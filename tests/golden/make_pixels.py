@@ -221,6 +221,11 @@ def pictures():
     yield "fax.tif", saved(base.convert("1"), "TIFF", compression="group4"), small, None
     yield "palette.tif", saved(base.quantize(100), "TIFF"), small, None
     yield "rgba.tif", saved(rgba, "TIFF", compression="tiff_lzw"), small, None
+    yield "rgbx.tif", saved(Image.merge("RGBX", rgba.split()), "TIFF", compression="tiff_lzw"), small, None
+    # Tag 338, ExtraSamples, of one SHORT: 2 is alpha, 1 is alpha that the colours are multiplied by.
+    plain = saved(Image.merge("RGBA", rgba.convert("RGBa").split()), "TIFF")
+    extra = plain.index(struct.pack("<HHI", 338, 3, 1)) + 8
+    yield "rgba-multiplied.tif", plain[:extra] + b"\1" + plain[extra + 1 :], small, None
     yield "grey-alpha.tif", saved(grey_alpha, "TIFF"), small, None
     yield "cmyk.tif", saved(inks.resize((61, 40)), "TIFF"), small, None
     yield "grey-16-bit.tif", saved(Image.fromarray(deep[..., 0]), "TIFF"), small, Image.fromarray((deep[..., 0] >> 8).astype(np.uint8))

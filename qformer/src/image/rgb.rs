@@ -56,15 +56,17 @@ pub(super) fn from_rgbx(samples: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-/// RGB that is already multiplied by its alpha.
+/// RGB that is already multiplied by its alpha: divided again first, as Pillow does.
 pub(super) fn from_rgba_multiplied(samples: &[u8]) -> Vec<u8> {
-    let (pixels, _) = samples.as_chunks::<4>();
-    pixels
-        .iter()
-        .flat_map(|[red, green, blue, alpha]| {
-            [*red, *green, *blue].map(|value| value.saturating_add(255 - alpha))
-        })
-        .collect()
+    let mut divided = samples.to_vec();
+    let (pixels, _) = divided.as_chunks_mut::<4>();
+    for [colors @ .., alpha] in pixels {
+        if *alpha > 0 {
+            let alpha = u16::from(*alpha);
+            *colors = colors.map(|value| (255 * u16::from(value) / alpha).min(255) as u8);
+        }
+    }
+    from_rgba(&divided)
 }
 
 /// Ink percentages as Pillow's CMYK to RGB: `(255 - ink) * (255 - black) / 255`, rounded.
