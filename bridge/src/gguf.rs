@@ -157,7 +157,9 @@ impl<R: Read + Seek> Header<R> {
             return format_error("a big-endian GGUF, which this machine cannot load");
         }
         if !(2..=3).contains(&version) {
-            return format_error(format!("GGUF version {version}; versions 2 and 3 are known"));
+            return format_error(format!(
+                "GGUF version {version}; versions 2 and 3 are known"
+            ));
         }
         let n_tensors = self.u64()?;
         let n_values = self.u64()?;
@@ -422,7 +424,10 @@ mod tests {
         let bytes = golden();
         let info = read(&bytes).unwrap();
         assert_eq!(info.architecture, "llama");
-        assert_eq!((info.n_embd, info.n_vocab, info.n_ctx_train), (128, 320, 256));
+        assert_eq!(
+            (info.n_embd, info.n_vocab, info.n_ctx_train),
+            (128, 320, 256)
+        );
         assert_eq!(info.tokenizer.as_deref(), Some("gpt2"));
         assert_eq!(info.file_type_name(), "F32");
         assert_eq!((info.n_parts, info.file_size), (1, bytes.len() as u64));
@@ -448,7 +453,10 @@ mod tests {
         assert!(message(&whole[..whole.len() - 1]).contains("truncated"));
         assert!(message(&whole[..whole.len() / 2]).contains("truncated"));
         for n in [5, 30, 500, 5000] {
-            assert!(message(&whole[..n]).contains("ends inside its header"), "{n}");
+            assert!(
+                message(&whole[..n]).contains("ends inside its header"),
+                "{n}"
+            );
         }
     }
 

@@ -68,9 +68,8 @@ impl LanguageModel {
             .with_n_gpu_layers(options.n_gpu_layers.unwrap_or(u32::MAX))
             .with_use_mmap(options.mmap);
         let _ = llama::take_error();
-        let raw = LlamaModel::load_from_file(backend, path, &params).map_err(|error| {
-            refused(llama::take_error().unwrap_or_else(|| error.to_string()))
-        })?;
+        let raw = LlamaModel::load_from_file(backend, path, &params)
+            .map_err(|error| refused(llama::take_error().unwrap_or_else(|| error.to_string())))?;
         if llama::has_encoder(&raw) {
             return Err(refused(format!(
                 "{} is an encoder-decoder; only decoder-only models can be served",
@@ -306,6 +305,9 @@ mod tests {
         std::fs::write(file.path(), bytes).unwrap();
         let error = LanguageModel::load(file.path()).unwrap_err().to_string();
         assert!(error.contains("lhama"), "{error}");
-        assert!(error.contains(&file.path().display().to_string()), "{error}");
+        assert!(
+            error.contains(&file.path().display().to_string()),
+            "{error}"
+        );
     }
 }

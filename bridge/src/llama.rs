@@ -200,8 +200,7 @@ impl Context {
         };
         let Some(raw) = NonNull::new(raw) else {
             return Err(Error::Context {
-                reason: take_error()
-                    .unwrap_or_else(|| "llama.cpp could not create it".to_owned()),
+                reason: take_error().unwrap_or_else(|| "llama.cpp could not create it".to_owned()),
             });
         };
         // SAFETY: `raw` is a live context.
@@ -269,8 +268,7 @@ impl Context {
             let sequence = self.check(sequence, position, logits)?;
             // SAFETY: `batch` is live and holds fewer than n_batch rows; the
             // sequence and the id are in range (checked above).
-            let row =
-                unsafe { sys::llama_batch_ext_add_token(self.batch.as_ptr(), sequence, id) };
+            let row = unsafe { sys::llama_batch_ext_add_token(self.batch.as_ptr(), sequence, id) };
             return self.finish_row(row, position, logits);
         }
         Err(Error::InvalidRequest {
@@ -415,8 +413,7 @@ impl Context {
             return None;
         }
         // SAFETY: `memory` belongs to the live context; the sequence is in range.
-        let last =
-            unsafe { sys::llama_memory_seq_pos_max(self.memory.as_ptr(), sequence as i32) };
+        let last = unsafe { sys::llama_memory_seq_pos_max(self.memory.as_ptr(), sequence as i32) };
         usize::try_from(last).ok()
     }
 }
@@ -545,12 +542,14 @@ unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mu
             let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
             tracing::info!(target: "llama.cpp", "{}", text.trim());
         }
-        sys::GGML_LOG_LEVEL_INFO if tracing::enabled!(target: "llama.cpp", tracing::Level::DEBUG) => {
+        sys::GGML_LOG_LEVEL_INFO if tracing::enabled!(target: "llama.cpp", tracing::Level::DEBUG) =>
+        {
             // SAFETY: as above.
             let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
             tracing::debug!(target: "llama.cpp", "{}", text.trim());
         }
-        sys::GGML_LOG_LEVEL_DEBUG if tracing::enabled!(target: "llama.cpp", tracing::Level::TRACE) => {
+        sys::GGML_LOG_LEVEL_DEBUG if tracing::enabled!(target: "llama.cpp", tracing::Level::TRACE) =>
+        {
             // SAFETY: as above.
             let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
             tracing::trace!(target: "llama.cpp", "{}", text.trim());
@@ -560,137 +559,4 @@ unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mu
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::Path;
-
-    fn model() -> Arc<LanguageModel> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llm/llm.gguf");
-        Arc::new(LanguageModel::load(&path).unwrap())
-    }
-
-    fn context(abort: &Arc<AtomicBool>) -> Context {
-        let options = ContextOptions {
-            n_ctx: 256,
-            n_batch: 8,
-            n_ubatch: 8,
-            n_seq_max: 2,
-            cache_type: CacheType::F32,
-            flash_attention: FlashAttention::Auto,
-            threads: 1,
-        };
-        Context::new(model(), &options, abort.clone()).unwrap()
-    }
-
-    /// If this fails, llama-cpp-2 changed the layout of `LlamaModel`: nothing in
-    /// this module may be used until `model_ptr` is right again.
-    #[test]
-    fn model_pointer_is_the_models_own() {
-        let model = model();
-        let raw = model_ptr(model.raw()).as_ptr();
-        // SAFETY: that `raw` is the model is what is being tested.
-        unsafe {
-            assert_eq!(sys::llama_model_n_embd(raw), 128);
-            assert_eq!(sys::llama_model_n_layer(raw), 2);
-            assert_eq!(sys::llama_model_n_params(raw), model.raw().n_params());
-            assert_eq!(sys::llama_model_size(raw), model.raw().size());
-        }
-    }
-
-    #[test]
-    fn rows_out_of_range_are_refused_and_leave_the_batch_alone() {
-        let mut context = context(&Arc::default());
-        assert!(context.add_token(2, 0, 5, false).is_err());
-        assert!(context.add_token(0, usize::MAX, 5, false).is_err());
-        assert!(context.add_token(0, 0, 320, false).is_err());
-        assert!(context.add_token(0, 0, -1, false).is_err());
-        assert!(context.add_embedding(0, 0, &[0.0; 127], false).is_err());
-        assert!(context.add_embedding(0, 0, &[0.0; 256], false).is_err());
-        assert_eq!(context.n_rows(), 0);
-        assert_eq!(context.process(), Err(ProcessError::Refused));
-        for i in 0..8 {
-            context.add_token(0, i, 5, i == 7).unwrap();
-        }
-        assert!(context.add_token(1, 0, 5, false).is_err(), "the batch is full");
-        context.process().unwrap();
-        assert_eq!(context.last_position(0), Some(7));
-        assert_eq!(context.last_position(1), None);
-        context.remove(0);
-        assert_eq!(context.last_position(0), None);
-    }
-
-    #[test]
-    fn logits_come_for_the_rows_that_asked() {
-        let mut context = context(&Arc::default());
-        let first = context.add_token(0, 0, 5, false).unwrap();
-        let second = context.add_token(1, 0, 6, true).unwrap();
-        let third = context.add_token(0, 1, 7, true).unwrap();
-        assert!(context.add_token(1, 1, 7, true).is_err(), "more outputs than sequences");
-        context.process().unwrap();
-        assert!(context.logits(first).is_err());
-        let of_second = context.logits(second).unwrap().to_vec();
-        let of_third = context.logits(third).unwrap().to_vec();
-        assert_eq!((of_second.len(), of_third.len()), (320, 320));
-        assert_ne!(of_second, of_third);
-    }
-
-    #[test]
-    fn a_batch_that_leaves_a_gap_is_refused() {
-        let mut context = context(&Arc::default());
-        context.add_token(0, 3, 5, true).unwrap();
-        context.process().unwrap();
-        context.clear();
-        context.add_token(0, 9, 5, true).unwrap();
-        assert_eq!(context.process(), Err(ProcessError::Refused));
-    }
-
-    #[test]
-    fn a_full_cache_says_no_room() {
-        let mut context = context(&Arc::default());
-        for step in 0..32 {
-            context.clear();
-            for i in 0..8 {
-                context.add_token(0, step * 8 + i, 5, false).unwrap();
-            }
-            context.process().unwrap();
-        }
-        context.clear();
-        context.add_token(1, 0, 5, true).unwrap();
-        assert_eq!(context.process(), Err(ProcessError::NoRoom));
-        context.remove(0);
-        context.process().unwrap();
-    }
-
-    #[test]
-    fn the_abort_flag_stops_a_computation() {
-        let abort = Arc::new(AtomicBool::new(true));
-        let mut context = context(&abort);
-        context.add_token(0, 0, 5, true).unwrap();
-        assert_eq!(context.process(), Err(ProcessError::Aborted));
-        abort.store(false, Ordering::Relaxed);
-        context.process().unwrap();
-    }
-
-    #[test]
-    fn a_context_that_cannot_be_made_says_why() {
-        let options = ContextOptions {
-            n_ctx: 256,
-            n_batch: 8,
-            n_ubatch: 8,
-            n_seq_max: 1,
-            cache_type: CacheType::Q8_0,
-            flash_attention: FlashAttention::Off,
-            threads: 1,
-        };
-        let error = Context::new(model(), &options, Arc::default()).err().unwrap();
-        assert!(error.to_string().contains("flash_attn"), "{error}");
-    }
-
-    #[test]
-    fn type_layouts() {
-        assert_eq!(type_layout(sys::GGML_TYPE_F32), Some((1, 4)));
-        assert_eq!(type_layout(sys::GGML_TYPE_Q4_1), Some((32, 20)));
-        assert_eq!(type_layout(4), None, "a type that was removed");
-        assert_eq!(type_layout(u32::MAX), None);
-    }
-}
+mod tests;

@@ -6,12 +6,12 @@
 //! were admitted, oldest first, until `n_batch` rows are reached. A longer prompt
 //! goes on in the next step, and the others generate meanwhile.
 //!
-//! - [`slot`]: one admitted sequence, from its prompt to its last token
-//! - [`worker`](self): the thread and its steps
+//! - `worker`: the thread and its steps
+//! - `slot`: one admitted sequence, from its prompt to its last token
+//! - `outbox`: events on their way to a reader who may be slow
 //! - [`sampling`]: from logits to a token
 //! - [`detokenize`]: from the bytes of tokens to text
 //! - [`stop`]: stop strings over token boundaries
-//! - [`outbox`]: events on their way to a reader who may be slow
 
 pub mod detokenize;
 mod outbox;
@@ -219,7 +219,9 @@ impl Engine {
         }
         let room = self.options.slots + self.options.queue;
         if state.active + state.waiting.len() >= room {
-            state.waiting.retain(|waiting| !waiting.sequence.events.is_closed());
+            state
+                .waiting
+                .retain(|waiting| !waiting.sequence.events.is_closed());
             if state.active + state.waiting.len() >= room {
                 return Err(Error::QueueFull {
                     limit: self.options.queue,
@@ -261,7 +263,9 @@ impl Engine {
                         ));
                     }
                     if rows.iter().any(|value| !value.is_finite()) {
-                        return invalid("a soft prompt holds values that are not finite".to_owned());
+                        return invalid(
+                            "a soft prompt holds values that are not finite".to_owned(),
+                        );
                     }
                     n_prompt += rows.len() / n_embd;
                     n_image += rows.len() / n_embd;

@@ -236,8 +236,7 @@ mod tests {
                     temperature,
                     ..Sampling::default()
                 };
-                let sampled =
-                    Sampler::new(&sampling, 2).sample(&bad, &mut Candidates::new(2));
+                let sampled = Sampler::new(&sampling, 2).sample(&bad, &mut Candidates::new(2));
                 assert!(sampled.is_err(), "{bad:?}");
             }
         }
@@ -255,7 +254,11 @@ mod tests {
         };
         assert_eq!(with_seed(7), with_seed(7));
         assert_ne!(with_seed(7), with_seed(8));
-        assert_ne!(with_seed(7), with_seed(7 << 32 | 9), "the upper half counts");
+        assert_ne!(
+            with_seed(7),
+            with_seed(7 << 32 | 9),
+            "the upper half counts"
+        );
         // The one value that means "random" to llama.cpp.
         let largest = u64::from(u32::MAX);
         assert_eq!(with_seed(largest), with_seed(largest));
@@ -286,7 +289,10 @@ mod tests {
             let seen = drawn.iter().filter(|&&d| d == id as i32).count() as f64 / n as f64;
             // Five standard deviations of a proportion.
             let tolerance = 5.0 * (expected * (1.0 - expected) / n as f64).sqrt();
-            assert!((seen - expected).abs() < tolerance, "{id}: {seen} against {expected}");
+            assert!(
+                (seen - expected).abs() < tolerance,
+                "{id}: {seen} against {expected}"
+            );
         }
     }
 
@@ -328,13 +334,43 @@ mod tests {
     fn values_out_of_range_are_named() {
         let base = Sampling::default();
         for (sampling, name) in [
-            (Sampling { temperature: -1.0, ..base }, "temperature"),
-            (Sampling { temperature: f32::NAN, ..base }, "temperature"),
+            (
+                Sampling {
+                    temperature: -1.0,
+                    ..base
+                },
+                "temperature",
+            ),
+            (
+                Sampling {
+                    temperature: f32::NAN,
+                    ..base
+                },
+                "temperature",
+            ),
             (Sampling { top_p: 0.0, ..base }, "top_p"),
             (Sampling { min_p: 1.5, ..base }, "min_p"),
-            (Sampling { repeat_penalty: 0.0, ..base }, "repeat_penalty"),
-            (Sampling { frequency_penalty: f32::INFINITY, ..base }, "frequency_penalty"),
-            (Sampling { presence_penalty: f32::NAN, ..base }, "presence_penalty"),
+            (
+                Sampling {
+                    repeat_penalty: 0.0,
+                    ..base
+                },
+                "repeat_penalty",
+            ),
+            (
+                Sampling {
+                    frequency_penalty: f32::INFINITY,
+                    ..base
+                },
+                "frequency_penalty",
+            ),
+            (
+                Sampling {
+                    presence_penalty: f32::NAN,
+                    ..base
+                },
+                "presence_penalty",
+            ),
         ] {
             let message = sampling.validate().unwrap_err().to_string();
             assert!(message.contains(name), "{message}");

@@ -169,8 +169,8 @@ impl Slot {
             self.timings.prefill = now.duration_since(self.admitted).as_secs_f64();
             self.first_token = Some(now);
         }
-        let ends = self.stop_ids.contains(&id)
-            || (!self.ignore_eos && model.is_end_of_generation(id));
+        let ends =
+            self.stop_ids.contains(&id) || (!self.ignore_eos && model.is_end_of_generation(id));
         if ends {
             self.token(id, String::new());
             let rest = self.rest();

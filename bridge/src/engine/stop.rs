@@ -102,12 +102,18 @@ mod tests {
     fn the_stop_complete_first_wins_and_the_longer_of_two() {
         assert_eq!(run(&["abcd", "bc"], &["xabcd"]).0, ["xa"]);
         assert_eq!(run(&["bc", "abc"], &["xabc"]).0, ["x"]);
-        assert_eq!(run(&[""], &["x"]), (vec!["x".to_owned(), String::new()], false));
+        assert_eq!(
+            run(&[""], &["x"]),
+            (vec!["x".to_owned(), String::new()], false)
+        );
     }
 
     #[test]
     fn stops_and_text_beyond_ascii() {
-        assert_eq!(run(&["é!"], &["caf", "é", "!"]), (vec!["caf".into(), String::new(), String::new()], true));
+        assert_eq!(
+            run(&["é!"], &["caf", "é", "!"]),
+            (vec!["caf".into(), String::new(), String::new()], true)
+        );
     }
 
     proptest! {

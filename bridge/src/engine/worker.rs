@@ -9,10 +9,10 @@ use super::outbox::Outbox;
 use super::sampling::Candidates;
 use super::slot::Slot;
 use super::{EngineOptions, Shared};
+use crate::Error;
 use crate::event::Event;
 use crate::language_model::LanguageModel;
 use crate::llama::{Context, ProcessError, Row};
-use crate::Error;
 
 /// How long to wait for a reader when every sequence waits for one. A bounded
 /// tokio channel cannot wake this thread.
