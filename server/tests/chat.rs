@@ -1,0 +1,284 @@
+//! Answers, whole and streamed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bridge::event::{Event, FinishReason};
+use bridge::model::Prompt;
+use common::*;
+use prompts::{Message, Part, Role};
+use serde_json::{Value, json};
+use server::{ServeOptions, router};
+use tower::ServiceExt;
+
+#[tokio::test]
+async fn a_whole_answer() {
+    let (backend, seen) = recorder();
+    let answer = ask(backend, json!({})).await;
+    assert_eq!(answer.status, 200);
+    insta::assert_json_snapshot!("whole", settled(answer.json()));
+
+    let seen = seen.lock().unwrap();
+    let Prompt::Chat(messages) = &seen[0].prompt else {
+        panic!()
+    };
+    let parts = vec![Part::Image(0), Part::Text("What is it?".into())];
+    assert_eq!(
+        messages,
+        &[Message {
+            role: Role::User,
+            parts
+        }]
+    );
+    assert_eq!(seen[0].images.len(), 1);
+    assert!(seen[0].images[0].starts_with(b"\x89PNG"));
+    assert_eq!(seen[0].max_tokens, None);
+    assert_eq!(seen[0].sampling.temperature, 0.25);
+    assert!(seen[0].stop.is_empty());
+}
+
+#[tokio::test]
+async fn a_stream() {
+    let answer = ask(script(dog), json!({"stream": true})).await;
+    assert_eq!(answer.status, 200);
+    let events: Vec<Value> = answer.events();
+    assert!(
+        events
+            .windows(2)
+            .all(|two| two[1] == "[DONE]" || two[0]["id"] == two[1]["id"])
+    );
+    let events: Vec<Value> = events.into_iter().map(settled).collect();
+    insta::assert_json_snapshot!("stream", events);
+}
+
+#[tokio::test]
+async fn a_stream_with_usage() {
+    let options = json!({"stream": true, "stream_options": {"include_usage": true, "include_obfuscation": false}});
+    let events: Vec<Value> = ask(script(dog), options)
+        .await
+        .events()
+        .into_iter()
+        .map(settled)
+        .collect();
+    insta::assert_json_snapshot!("stream with usage", events);
+}
+
+#[tokio::test]
+async fn the_limit_is_told() {
+    let events = || vec![token("A"), done("", FinishReason::Length)];
+    let whole = ask(script(events), json!({})).await.json();
+    assert_eq!(whole["choices"][0]["finish_reason"], "length");
+    let streamed = ask(script(events), json!({"stream": true})).await.events();
+    assert_eq!(streamed[2]["choices"][0]["finish_reason"], "length");
+    assert_eq!(streamed[2]["choices"][0]["delta"], json!({}));
+    assert_eq!(streamed.len(), 4);
+}
+
+#[tokio::test]
+async fn what_the_model_can_do_is_passed_on() {
+    let (backend, seen) = recorder();
+    let router = router(backend, ServeOptions::default());
+    let all = json!({
+        "max_tokens": 9, "max_completion_tokens": 5, "temperature": 1.5, "top_p": 0.5, "top_k": 40, "min_p": 0.05,
+        "repeat_penalty": 1.1, "frequency_penalty": -1, "presence_penalty": 2, "seed": -1, "stop": ["\n", "###"],
+    });
+    assert_eq!(send(router.clone(), post(&chat(all))).await.status, 200);
+    let other = json!({"max_tokens": 9, "repetition_penalty": 1.2, "top_k": -1, "stop": "."});
+    assert_eq!(send(router, post(&chat(other))).await.status, 200);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[0].max_tokens, Some(5));
+    assert_eq!(seen[0].stop, ["\n", "###"]);
+    let sampling = seen[0].sampling;
+    let penalties = (
+        sampling.repeat_penalty,
+        sampling.frequency_penalty,
+        sampling.presence_penalty,
+    );
+    assert_eq!(
+        (sampling.temperature, sampling.top_p, sampling.min_p),
+        (1.5, 0.5, 0.05)
+    );
+    assert_eq!(
+        (penalties, sampling.top_k, sampling.seed),
+        ((1.1, -1.0, 2.0), 40, Some(u64::MAX))
+    );
+    assert_eq!(seen[1].max_tokens, Some(9));
+    assert_eq!(seen[1].stop, ["."]);
+    assert_eq!(
+        (seen[1].sampling.repeat_penalty, seen[1].sampling.top_k),
+        (1.2, 0)
+    );
+}
+
+#[tokio::test]
+async fn fields_that_ask_for_nothing_are_taken() {
+    let answer = ask(
+        script(dog),
+        json!({
+            "user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"a": "b"}, "store": true,
+            "service_tier": "auto", "reasoning_effort": "low", "verbosity": "low", "modalities": ["text"], "n": 1,
+            "tools": [], "tool_choice": "none", "parallel_tool_calls": true, "functions": [], "function_call": "auto",
+            "logprobs": false, "top_logprobs": null, "logit_bias": {}, "response_format": {"type": "text"}, "audio": null,
+            "stop": null, "stream": null, "stream_options": null, "temperature": null, "no_such_field": null,
+        }),
+    )
+    .await;
+    assert_eq!(answer.status, 200, "{}", answer.json());
+}
+
+#[tokio::test]
+async fn roles_and_parts_keep_their_order() {
+    let (backend, seen) = recorder();
+    let messages = json!([
+        {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Compare "}, picture(), {"type": "text", "text": " with "}, picture()]},
+        {"role": "assistant", "content": null, "refusal": null, "tool_calls": []},
+        {"role": "user", "content": "Again."},
+    ]);
+    assert_eq!(
+        ask(backend, json!({"messages": messages})).await.status,
+        200
+    );
+    let seen = seen.lock().unwrap();
+    let Prompt::Chat(messages) = &seen[0].prompt else {
+        panic!()
+    };
+    let text = |text: &str| Part::Text(text.into());
+    let expected = [
+        (Role::System, vec![text("Be brief.")]),
+        (
+            Role::User,
+            vec![
+                text("Compare "),
+                Part::Image(0),
+                text(" with "),
+                Part::Image(1),
+            ],
+        ),
+        (Role::Assistant, vec![text("")]),
+        (Role::User, vec![text("Again.")]),
+    ];
+    assert_eq!(
+        messages,
+        &expected.map(|(role, parts)| Message { role, parts })
+    );
+    assert_eq!(seen[0].images.len(), 2);
+}
+
+#[tokio::test]
+async fn pictures_come_in_many_spellings() {
+    let unpadded = PNG.trim_end_matches('=');
+    let broken_lines = PNG
+        .as_bytes()
+        .chunks(40)
+        .map(|line| std::str::from_utf8(line).unwrap())
+        .collect::<Vec<_>>()
+        .join("\r\n");
+    for url in [
+        json!({"url": format!("DATA:image/png;BASE64,{PNG}"), "detail": "high"}),
+        json!({"url": format!("data:;base64,{PNG}"), "detail": null}),
+        json!({"url": format!("data:text/html;charset=utf-8;base64,{unpadded}")}),
+        json!({"url": format!("data:image/png;base64,{broken_lines}")}),
+        json!(format!("data:image/png;base64,{PNG}")),
+    ] {
+        let (backend, seen) = recorder();
+        let content = json!([{"type": "image_url", "image_url": url}]);
+        let answer = ask(
+            backend,
+            json!({"messages": [{"role": "user", "content": content}]}),
+        )
+        .await;
+        assert_eq!(answer.status, 200, "{url}");
+        let seen = seen.lock().unwrap();
+        assert!(
+            seen[0].images[0].starts_with(b"\x89PNG")
+                && seen[0].images[0].ends_with(b"IEND\xaeB`\x82"),
+            "{url}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn requests_have_ids() {
+    let router = router(script(dog), ServeOptions::default());
+    let mut request = post(&chat(json!({})));
+    request
+        .headers_mut()
+        .insert("x-request-id", "mine".parse().unwrap());
+    assert_eq!(
+        send(router.clone(), request).await.headers["x-request-id"],
+        "mine"
+    );
+    let answer = send(router.clone(), post(&chat(json!({"n": 2})))).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.headers["x-request-id"].len(), 36);
+}
+
+#[tokio::test]
+async fn models_are_listed() {
+    let options = ServeOptions {
+        aliases: vec!["gpt/4".into()],
+        ..ServeOptions::default()
+    };
+    let router = router(script(dog), options);
+    let get = |path: &str| send(router.clone(), request("GET", path, Body::empty()));
+    let list = get("/v1/models").await.json();
+    assert_eq!(list["object"], "list");
+    let model = |id: &str| json!({"id": id, "object": "model", "created": list["data"][0]["created"], "owned_by": "qbridge"});
+    assert_eq!(list["data"], json!([model("demo"), model("gpt/4")]));
+    assert_eq!(get("/v1/models/demo").await.json(), model("demo"));
+    assert_eq!(get("/v1/models/gpt/4").await.json(), model("gpt/4"));
+    let missing = get("/v1/models/gpt-5").await;
+    assert_eq!(
+        (missing.status.as_u16(), missing.code().as_str()),
+        (404, "model_not_found")
+    );
+    assert_eq!(get("/health").await.json(), json!({"status": "ok"}));
+    let alias = send(router.clone(), post(&chat(json!({"model": "gpt/4"})))).await;
+    assert_eq!(alias.json()["model"], "demo");
+}
+
+/// Waits for the other end of a channel to be dropped.
+async fn closed(sender: &tokio::sync::mpsc::Sender<Event>) {
+    tokio::time::timeout(Duration::from_secs(5), sender.closed())
+        .await
+        .expect("the work goes on");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels_its_stream() {
+    let (backend, senders) = hanging();
+    let router = router(backend, ServeOptions::default());
+    let asked = tokio::spawn(router.oneshot(post(&chat(json!({"stream": true})))));
+    let sender = loop {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if let Some(sender) = senders.lock().unwrap().pop() {
+            break sender;
+        }
+    };
+    sender.send(token("A")).await.unwrap();
+    let response = asked.await.unwrap().unwrap();
+    assert!(!sender.is_closed());
+    drop(response);
+    closed(&sender).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels_its_answer() {
+    let (backend, senders) = hanging();
+    let router = router(backend, ServeOptions::default());
+    let asked = tokio::spawn(router.oneshot(post(&chat(json!({})))));
+    let sender = loop {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if let Some(sender) = senders.lock().unwrap().pop() {
+            break sender;
+        }
+    };
+    sender.send(token("A")).await.unwrap();
+    asked.abort();
+    closed(&sender).await;
+}

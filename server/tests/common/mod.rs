@@ -1,0 +1,234 @@
+//! A backend that follows a script, and requests to a router without a port.
+
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use bridge::engine::Sampling;
+use bridge::event::{Event, FinishReason, Summary, Timings, Usage};
+use bridge::model;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use server::{Backend, ServeOptions};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tower::ServiceExt;
+
+type Submit = dyn Fn(model::Request) -> bridge::Result<Receiver<Event>> + Send + Sync;
+
+/// Calls a closure for each request.
+pub struct Fake(Box<Submit>);
+
+impl Backend for Fake {
+    fn name(&self) -> &str {
+        "demo"
+    }
+
+    fn default_sampling(&self) -> Sampling {
+        Sampling {
+            temperature: 0.25,
+            ..Sampling::default()
+        }
+    }
+
+    fn submit(&self, request: model::Request) -> bridge::Result<Receiver<Event>> {
+        (self.0)(request)
+    }
+}
+
+pub fn fake(
+    submit: impl Fn(model::Request) -> bridge::Result<Receiver<Event>> + Send + Sync + 'static,
+) -> Fake {
+    Fake(Box::new(submit))
+}
+
+/// Sends the same events whatever is asked.
+pub fn script(events: impl Fn() -> Vec<Event> + Send + Sync + 'static) -> Fake {
+    fake(move |_| {
+        let (sender, receiver) = channel(64);
+        for event in events() {
+            sender.try_send(event).unwrap();
+        }
+        Ok(receiver)
+    })
+}
+
+/// Answers "A dog." and keeps the requests.
+pub fn recorder() -> (Fake, Arc<Mutex<Vec<model::Request>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let kept = seen.clone();
+    let backend = fake(move |request| {
+        kept.lock().unwrap().push(request);
+        let (sender, receiver) = channel(64);
+        for event in dog() {
+            sender.try_send(event).unwrap();
+        }
+        Ok(receiver)
+    });
+    (backend, seen)
+}
+
+/// Sends nothing, and hands its ends of the channels out.
+pub fn hanging() -> (Fake, Arc<Mutex<Vec<Sender<Event>>>>) {
+    let senders = Arc::new(Mutex::new(Vec::new()));
+    let kept = senders.clone();
+    let backend = fake(move |_| {
+        let (sender, receiver) = channel(64);
+        kept.lock().unwrap().push(sender);
+        Ok(receiver)
+    });
+    (backend, senders)
+}
+
+pub fn token(text: &str) -> Event {
+    Event::Token {
+        id: 7,
+        text: text.to_owned(),
+    }
+}
+
+pub fn done(text: &str, finish_reason: FinishReason) -> Event {
+    Event::Done(Summary {
+        finish_reason,
+        usage: Usage {
+            prompt_tokens: 45,
+            image_tokens: 32,
+            completion_tokens: 4,
+        },
+        timings: Timings::default(),
+        text: text.to_owned(),
+    })
+}
+
+/// Two tokens, one that is not readable yet, and a held back rest.
+pub fn dog() -> Vec<Event> {
+    vec![
+        token("A"),
+        token(""),
+        token(" dog"),
+        done(".", FinishReason::Stop),
+    ]
+}
+
+/// One pixel of PNG, which no fake looks at.
+pub const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+
+pub fn picture() -> Value {
+    json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{PNG}")}})
+}
+
+/// A chat request with `fields` put over it.
+pub fn chat(fields: Value) -> Value {
+    let mut body = json!({
+        "model": "demo",
+        "messages": [{"role": "user", "content": [picture(), {"type": "text", "text": "What is it?"}]}],
+    });
+    for (name, value) in fields.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    body
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub fn error(&self) -> Value {
+        self.json()["error"].clone()
+    }
+
+    pub fn code(&self) -> String {
+        self.error()["code"].as_str().unwrap().to_owned()
+    }
+
+    pub fn param(&self) -> Value {
+        self.error()["param"].clone()
+    }
+
+    /// The data of the events, `[DONE]` included.
+    pub fn events(&self) -> Vec<Value> {
+        assert_eq!(self.headers["content-type"], "text/event-stream");
+        let text = std::str::from_utf8(&self.body).unwrap();
+        let events = text
+            .split_terminator("\n\n")
+            .filter(|event| !event.starts_with(':'));
+        events
+            .map(|event| match event.strip_prefix("data: ").unwrap() {
+                "[DONE]" => json!("[DONE]"),
+                data => serde_json::from_str(data).unwrap(),
+            })
+            .collect()
+    }
+}
+
+pub fn request(method: &str, path: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", "application/json")
+        .body(body.into())
+        .unwrap()
+}
+
+pub fn post(body: &Value) -> Request<Body> {
+    request("POST", "/v1/chat/completions", body.to_string())
+}
+
+pub async fn send(router: Router, request: Request<Body>) -> Answer {
+    let response = router.oneshot(request).await.unwrap();
+    Answer {
+        status: response.status(),
+        headers: response.headers().clone(),
+        body: response
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes()
+            .to_vec(),
+    }
+}
+
+pub async fn ask(backend: Fake, fields: Value) -> Answer {
+    send(
+        server::router(backend, ServeOptions::default()),
+        post(&chat(fields)),
+    )
+    .await
+}
+
+/// What differs from run to run, made the same.
+pub fn settled(mut value: Value) -> Value {
+    if let Some(id) = value.get("id").and_then(Value::as_str) {
+        assert!(id.starts_with("chatcmpl-"), "{id}");
+        value["id"] = json!("chatcmpl-ID");
+        assert!(value["created"].as_u64().unwrap() > 1_700_000_000);
+        value["created"] = json!(0);
+    }
+    sorted(value)
+}
+
+/// `value` with its keys in order, whatever serde_json keeps (a feature that other crates may turn on).
+pub fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let sorted: BTreeMap<String, Value> = map
+                .into_iter()
+                .map(|(name, value)| (name, sorted(value)))
+                .collect();
+            Value::Object(sorted.into_iter().collect())
+        }
+        Value::Array(list) => list.into_iter().map(sorted).collect(),
+        other => other,
+    }
+}
