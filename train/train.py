@@ -36,8 +36,8 @@ from slots import SlotLoss
 QUESTIONS_PER_PICTURE = 6
 SLOT_WEIGHT_IN_STAGE_2 = 0.3
 AVERAGING = 0.99
-REPORT_SECONDS, SAVE_SECONDS = 60, 180
-STAGES = {1: {"batch": 64, "asked": 0, "rate": 8e-4}, 2: {"batch": 48, "asked": 16, "rate": 5e-4}}
+REPORT_SECONDS, SAVE_SECONDS = 40, 180
+STAGES = {1: {"batch": 48, "asked": 0, "rate": 6e-4}, 2: {"batch": 32, "asked": 8, "rate": 4e-4}}
 """Pictures of a step, how many of them go through the language model, and the highest learning rate."""
 PLAIN_SHARE = 0.15
 """Share of a batch that comes from the plain drawings rather than from the parts."""
@@ -126,6 +126,7 @@ class Trainer:
         self.bridge.match_scale(self.language_model.embeddings.float())
         self.bridge.to(self.device)
         self.slots = SlotLoss(names, self.language_model)
+        self._fit_features()
         self.averaged = {name: tensor.detach().clone() for name, tensor in self.bridge.state_dict().items()}
         self.stage, self.used_minutes, self.step = 1, 0.0, 0
         self.optimizer = self._optimizer()
@@ -135,9 +136,16 @@ class Trainer:
         self.asking = Asking(names, taken_for, random.Random(rank * 1000 + self.step))
         self.tally = Tally()
 
+    @torch.no_grad()
+    def _fit_features(self) -> None:
+        plain = self.options.data / "plain"
+        features = feature_file(plain, len(read_scenes(plain)), "r")[::8]
+        self.bridge.vision_model.post_layernorm.fit(torch.from_numpy(features.astype(np.float32)).to(self.device))
+
     def _optimizer(self) -> torch.optim.Optimizer:
-        decayed = [p for p in self.bridge.parameters() if p.ndim == 2]
-        others = [p for p in self.bridge.parameters() if p.ndim != 2]
+        trained = [p for p in self.bridge.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim == 2]
+        others = [p for p in trained if p.ndim != 2]
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
 TOKENS, WIDTH = 257, 384
@@ -15,12 +16,16 @@ STD = torch.tensor([0.229, 0.224, 0.225])
 
 
 def load_vision(checkpoint: Path, device: torch.device) -> Blip2VisionModel:
-    """The vision tower of a checkpoint that demo/make_checkpoint.py wrote, float32, in evaluation mode."""
+    """The vision tower of a checkpoint that demo/make_checkpoint.py wrote, float32, in evaluation mode.
+
+    Its post_layernorm only normalizes here: scale and shift belong to the bridge (model.Bridge)."""
     config = json.loads((checkpoint / "config.json").read_text())["vision_config"]
     model = Blip2VisionModel(Blip2VisionConfig(**config))
     prefix = "vision_model."
     tensors = load_file(checkpoint / "model.safetensors")
     model.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+    nn.init.ones_(model.post_layernorm.weight)
+    nn.init.zeros_(model.post_layernorm.bias)
     return model.eval().requires_grad_(False).to(device)
 
 
