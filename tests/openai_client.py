@@ -1,0 +1,168 @@
+"""Checks a running server with OpenAI's own client, every answer validated against its schema.
+
+    pip install -r tests/requirements.txt
+    python tests/openai_client.py http://127.0.0.1:8080/v1 qbridge-demo [PICTURE]
+
+Prints a line for each check; exits with 1 at the first that fails.
+"""
+
+import base64
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import openai
+
+QUESTION = "What is in the picture?"
+
+
+def drawing():
+    """A PNG of a red square on white, 64 x 64."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b""
+    for y in range(64):
+        rows += b"\0"
+        for x in range(64):
+            rows += b"\xff\0\0" if 16 <= x < 48 and 16 <= y < 48 else b"\xff\xff\xff"
+    header = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def data_uri(picture):
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def ask(url, text=QUESTION):
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+    return [{"role": "user", "content": content}]
+
+
+class Checks:
+    def __init__(self, base_url, model, picture):
+        self.client = openai.OpenAI(
+            base_url=base_url, api_key="none", max_retries=0, timeout=300, _strict_response_validation=True
+        )
+        self.model = model
+        self.picture = data_uri(picture)
+        self.request = {"model": model, "messages": ask(self.picture), "temperature": 0, "max_completion_tokens": 24}
+
+    def create(self, **fields):
+        return self.client.chat.completions.create(**(self.request | fields))
+
+    def refused(self, kind, code, param, **fields):
+        try:
+            self.create(**fields)
+        except openai.APIStatusError as error:
+            assert type(error) is kind, f"{type(error)} is not {kind}"
+            assert (error.code, error.param) == (code, param), f"{error.code} {error.param}"
+            assert error.type in ("invalid_request_error", "server_error"), error.type
+            assert error.request_id, "no x-request-id"
+            return
+        raise AssertionError(f"{fields} was not refused")
+
+    def models(self):
+        models = self.client.models.list().data
+        assert [model.id for model in models].count(self.model) == 1, models
+        assert self.client.models.retrieve(self.model) in models
+        try:
+            self.client.models.retrieve("no-such-model")
+        except openai.NotFoundError as error:
+            assert error.code == "model_not_found", error.code
+        else:
+            raise AssertionError("a model that is not there")
+
+    def whole_answer(self):
+        answer = self.create()
+        assert answer.model == self.model and answer._request_id
+        [choice] = answer.choices
+        assert choice.message.content and choice.message.refusal is None
+        assert choice.finish_reason in ("stop", "length")
+        usage = answer.usage
+        images = usage.prompt_tokens_details.image_tokens
+        assert 0 < images < usage.prompt_tokens, usage
+        assert 0 < usage.completion_tokens <= 24, usage
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens, usage
+        return answer
+
+    def stream_equals_whole_answer(self):
+        whole = self.create()
+        for include_usage in (False, True):
+            options = {"stream_options": {"include_usage": True}} if include_usage else {}
+            chunks = list(self.create(stream=True, **options))
+            assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+            if include_usage:
+                last = chunks.pop()
+                assert last.choices == [] and last.usage == whole.usage, last
+            assert all(chunk.usage is None and len(chunk.choices) == 1 for chunk in chunks)
+            choices = [chunk.choices[0] for chunk in chunks]
+            assert choices[0].delta.role == "assistant"
+            assert all(choice.delta.role is None for choice in choices[1:])
+            reasons = [choice.finish_reason for choice in choices]
+            assert reasons == [None] * (len(choices) - 1) + [whole.choices[0].finish_reason], reasons
+            assert not choices[-1].delta.content
+            text = "".join(choice.delta.content or "" for choice in choices)
+            assert text == whole.choices[0].message.content, text
+
+    def conversation(self):
+        messages = ask(self.picture) + [
+            {"role": "assistant", "content": "A drawing."},
+            {"role": "user", "content": "Of what?"},
+        ]
+        first = self.create(seed=1)
+        later = self.create(messages=messages, seed=1)
+        assert later.usage.prompt_tokens > first.usage.prompt_tokens
+
+    def limits_and_stops(self):
+        one = self.create(max_completion_tokens=1)
+        assert (one.usage.completion_tokens, one.choices[0].finish_reason) == (1, "length"), one
+        text = self.create().choices[0].message.content
+        stopped = self.create(stop=text[2:4]).choices[0]
+        assert stopped.message.content == text[: text.index(text[2:4])] and stopped.finish_reason == "stop", stopped
+        same = {self.create(temperature=1, seed=7).choices[0].message.content for _ in range(2)}
+        assert len(same) == 1, same
+
+    def refusals(self):
+        bad, url = openai.BadRequestError, "messages[0].content[0].image_url.url"
+        self.refused(bad, "invalid_value", "temperature", temperature=3)
+        self.refused(bad, "invalid_value", "messages", messages=[])
+        self.refused(bad, "unsupported_parameter", "n", n=2)
+        self.refused(bad, "unsupported_parameter", "logprobs", logprobs=True)
+        self.refused(bad, "unsupported_parameter", "response_format", response_format={"type": "json_object"})
+        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        self.refused(bad, "unsupported_parameter", "tools", tools=[tool])
+        self.refused(bad, "unknown_parameter", "no_such_field", extra_body={"no_such_field": 1})
+        self.refused(bad, "remote_image_unsupported", url, messages=ask("https://example.com/dog.png"))
+        self.refused(bad, "invalid_image", url, messages=ask("data:image/png;base64,*"))
+        self.refused(openai.NotFoundError, "model_not_found", "model", model="no-such-model")
+        # Known only once the picture is decoded or the prompt is tokenized: still no stream.
+        for stream in (False, True):
+            self.refused(bad, "invalid_image", url, messages=ask(data_uri(b"no picture")), stream=stream)
+            long = ask(self.picture, "dog " * 100_000)
+            self.refused(bad, "context_length_exceeded", "messages", messages=long, stream=stream)
+
+    def answers_after_refusals(self):
+        assert self.whole_answer().choices[0].message.content == self.create().choices[0].message.content
+
+
+def main():
+    base_url, model = sys.argv[1:3]
+    picture = Path(sys.argv[3]).read_bytes() if len(sys.argv) > 3 else drawing()
+    checks = Checks(base_url, model, picture)
+    for check in [
+        checks.models,
+        checks.whole_answer,
+        checks.stream_equals_whole_answer,
+        checks.conversation,
+        checks.limits_and_stops,
+        checks.refusals,
+        checks.answers_after_refusals,
+    ]:
+        check()
+        print(f"ok {check.__name__.replace('_', ' ')}", flush=True)
+
+
+main()
