@@ -22,7 +22,7 @@ mod worker;
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -124,13 +124,19 @@ impl Sequence {
     }
 }
 
-/// How busy an [`Engine`] is.
+/// How busy an [`Engine`] is, and what it has done since it started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Activity {
     /// Sequences that hold a slot.
     pub active: usize,
     /// Sequences that wait for one.
     pub waiting: usize,
+    /// Batches computed.
+    pub steps: u64,
+    /// Prompt rows computed.
+    pub prompt_rows: u64,
+    /// Tokens sampled.
+    pub sampled_tokens: u64,
 }
 
 /// Answers sequences on a thread of its own. Dropping it ends that thread; the
@@ -194,10 +200,15 @@ impl Engine {
 
     /// How busy the engine is.
     pub fn activity(&self) -> Activity {
+        let counters = &self.shared.counters;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let state = self.shared.lock();
         Activity {
             active: state.active,
             waiting: state.waiting.len(),
+            steps: count(&counters.steps),
+            prompt_rows: count(&counters.prompt_rows),
+            sampled_tokens: count(&counters.sampled_tokens),
         }
     }
 
@@ -324,6 +335,15 @@ struct Waiting {
 struct Shared {
     state: Mutex<State>,
     wake: Condvar,
+    counters: Counters,
+}
+
+/// Written by the engine's thread alone.
+#[derive(Default)]
+struct Counters {
+    steps: AtomicU64,
+    prompt_rows: AtomicU64,
+    sampled_tokens: AtomicU64,
 }
 
 #[derive(Default)]

@@ -1,6 +1,7 @@
 //! The thread that owns the context, and its steps.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
@@ -199,6 +200,26 @@ impl Worker {
     /// Draws a token for each sequence whose logits came.
     fn sample(&mut self) {
         let shares = std::mem::take(&mut self.shares);
+        let counters = &self.shared.counters;
+        let (mut prompt_rows, mut sampled) = (0, 0);
+        for share in &shares {
+            let Some(slot) = &self.slots[share.slot] else {
+                continue;
+            };
+            prompt_rows += if slot.generates() {
+                0
+            } else {
+                share.n_rows as u64
+            };
+            sampled += u64::from(share.logits.is_some());
+        }
+        counters.steps.fetch_add(1, Ordering::Relaxed);
+        counters
+            .prompt_rows
+            .fetch_add(prompt_rows, Ordering::Relaxed);
+        counters
+            .sampled_tokens
+            .fetch_add(sampled, Ordering::Relaxed);
         for share in &shares {
             let Some(slot) = &mut self.slots[share.slot] else {
                 continue;

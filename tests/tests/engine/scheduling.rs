@@ -16,21 +16,29 @@ fn dropping_the_receiver_frees_the_slot() {
     let case = &cases()[1];
     assert_eq!(ask(&engine, case.parts(), |_| {}).ids, case.answer_ids);
 
-    // One that is paused, its reader alive, then gone.
+    // One that is paused, its reader alive, then gone: not one more token of it.
+    wait_until("the first is through", || engine.activity().active == 0);
+    let before = engine.activity().sampled_tokens;
     let (events, receiver) = channel(1);
     let mut sequence = Sequence::new(text_prompt(4), events);
     sequence.ignore_eos = true;
     engine.submit(sequence).unwrap();
-    wait_until("it is admitted", || engine.activity().active == 1);
     let waiting = submit(&engine, case.parts(), |_| {});
+    // One token in the channel, one that did not fit.
+    wait_until("it is paused", || {
+        engine.activity().sampled_tokens == before + 2
+    });
     std::thread::sleep(Duration::from_millis(50));
+    let activity = engine.activity();
     assert_eq!(
-        engine.activity().waiting,
-        1,
-        "the slot is held while the reader lives"
+        (activity.active, activity.waiting),
+        (1, 1),
+        "held while the reader lives"
     );
     drop(receiver);
     assert_eq!(read(waiting).unwrap().ids, case.answer_ids);
+    let sampled = engine.activity().sampled_tokens - before;
+    assert_eq!(sampled as usize, 2 + case.answer_ids.len());
     wait_until("all slots are free", || engine.activity().active == 0);
 }
 
@@ -138,6 +146,37 @@ fn dropping_the_engine_tells_everyone() {
         Ok(answer) => assert_eq!(answer.ids.len(), 24),
         Err(error) => assert!(matches!(error, Error::Stopped), "{error}"),
     }
+}
+
+#[test]
+fn prompts_are_computed_beside_those_who_generate() {
+    let engine = engine(EngineOptions {
+        slots: 2,
+        n_batch: 16,
+        n_ubatch: 16,
+        ..options()
+    });
+    // 100 tokens take 100 steps, and the 7 of a prompt of 104 rows are among them.
+    // The second may come too late to overlap; then once more.
+    let mut steps = Vec::new();
+    while steps.len() < 20 && steps.last() != Some(&100) {
+        let before = engine.activity();
+        let first = submit(&engine, text_prompt(4), |sequence| {
+            sequence.max_tokens = Some(100);
+            sequence.ignore_eos = true;
+        });
+        let second = submit(&engine, text_prompt(104), |sequence| {
+            sequence.max_tokens = Some(1)
+        });
+        read(first).unwrap();
+        read(second).unwrap();
+        wait_until("all are through", || engine.activity().active == 0);
+        let after = engine.activity();
+        assert_eq!(after.prompt_rows - before.prompt_rows, 108);
+        assert_eq!(after.sampled_tokens - before.sampled_tokens, 101);
+        steps.push(after.steps - before.steps);
+    }
+    assert_eq!(steps.last(), Some(&100), "{steps:?}");
 }
 
 #[test]
