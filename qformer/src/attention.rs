@@ -104,7 +104,8 @@ impl CustomOp3 for Attention {
         let k = Rows::new(k, k_layout)?;
         let v = Rows::new(v, v_layout)?;
         let (batch, queries, keys, width) = (q.batch, q.rows, k.rows, q.width);
-        let alike = (k.batch, k.width) == (batch, width) && (v.batch, v.rows, v.width) == (batch, keys, width);
+        let alike = (k.batch, k.width) == (batch, width)
+            && (v.batch, v.rows, v.width) == (batch, keys, width);
         if !alike || batch * queries * keys * width == 0 || !width.is_multiple_of(self.heads) {
             candle_core::bail!(
                 "no attention with {} heads over {q_layout:?}, {k_layout:?}, {v_layout:?}",
@@ -161,7 +162,10 @@ impl CustomOp3 for Attention {
                     output.copy_from_slice(&by_head[start..start + head_width]);
                 }
             });
-        Ok((CpuStorage::F32(output), Shape::from((batch, queries, width))))
+        Ok((
+            CpuStorage::F32(output),
+            Shape::from((batch, queries, width)),
+        ))
     }
 }
 
@@ -173,9 +177,12 @@ mod tests {
     #[test]
     fn fused_and_portable_attention_agree() {
         let device = Device::Cpu;
-        for (batch, queries, keys, heads, head_width) in
-            [(1, 1, 1, 1, 1), (2, 7, 5, 3, 8), (1, 257, 257, 2, 88), (3, 32, 50, 4, 64)]
-        {
+        for (batch, queries, keys, heads, head_width) in [
+            (1, 1, 1, 1, 1),
+            (2, 7, 5, 3, 8),
+            (1, 257, 257, 2, 88),
+            (3, 32, 50, 4, 64),
+        ] {
             let width = heads * head_width;
             let q = Tensor::randn(0f32, 2.0, (batch, queries, width), &device).unwrap();
             let kv = Tensor::randn(0f32, 2.0, (batch, keys, 2 * width), &device).unwrap();
@@ -193,7 +200,8 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_an_error() {
-        let tensor = |shape: (usize, usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let tensor =
+            |shape: (usize, usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
         let q = tensor((1, 4, 8));
         assert!(attention(&q, &tensor((2, 4, 8)), &q, 2).is_err());
         assert!(attention(&q, &q, &tensor((1, 3, 8)), 2).is_err());

@@ -144,7 +144,10 @@ impl Checkpoint {
         let mut paths = Vec::with_capacity(shards.len());
         for shard in shards {
             let mut parts = shard.components();
-            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            if !matches!(
+                (parts.next(), parts.next()),
+                (Some(Component::Normal(_)), None)
+            ) {
                 return Err(invalid(format!(
                     "{} is not the name of a file beside the index",
                     shard.display()
@@ -152,10 +155,7 @@ impl Checkpoint {
             }
             let file = dir.join(shard);
             if !file.is_file() {
-                return Err(invalid(format!(
-                    "the shard {} is missing",
-                    file.display()
-                )));
+                return Err(invalid(format!("the shard {} is missing", file.display())));
             }
             paths.push(file);
         }
@@ -303,7 +303,11 @@ impl Checkpoint {
     pub fn write_subset(&self, prefixes: &[&str], path: &Path) -> Result<()> {
         let tensors: Vec<(&str, RawTensor)> = self
             .iter()
-            .filter(|tensor| prefixes.iter().any(|prefix| tensor.name.starts_with(prefix)))
+            .filter(|tensor| {
+                prefixes
+                    .iter()
+                    .any(|prefix| tensor.name.starts_with(prefix))
+            })
             .map(|tensor| (tensor.name, tensor))
             .collect();
         if tensors.is_empty() {
@@ -313,17 +317,16 @@ impl Checkpoint {
             });
         }
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|source| {
-            match source {
-                safetensors::SafeTensorError::IoError(source) => Error::Io {
-                    path: path.to_owned(),
-                    source,
-                },
-                source => Error::Safetensors {
-                    path: path.to_owned(),
-                    source,
-                },
-            }
+        safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|source| match source
+        {
+            safetensors::SafeTensorError::IoError(source) => Error::Io {
+                path: path.to_owned(),
+                source,
+            },
+            source => Error::Safetensors {
+                path: path.to_owned(),
+                source,
+            },
         })
     }
 

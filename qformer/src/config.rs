@@ -89,11 +89,7 @@ impl VisionConfig {
         size("vision_config.num_hidden_layers", self.num_hidden_layers)?;
         size("vision_config.image_size", self.image_size)?;
         size("vision_config.patch_size", self.patch_size)?;
-        heads(
-            "vision_config",
-            self.num_attention_heads,
-            self.hidden_size,
-        )?;
+        heads("vision_config", self.num_attention_heads, self.hidden_size)?;
         epsilon("vision_config.layer_norm_eps", self.layer_norm_eps)?;
         if self.patch_size > self.image_size {
             return Err(value(
@@ -163,11 +159,7 @@ impl QFormerConfig {
             "qformer_config.encoder_hidden_size",
             self.encoder_hidden_size,
         )?;
-        heads(
-            "qformer_config",
-            self.num_attention_heads,
-            self.hidden_size,
-        )?;
+        heads("qformer_config", self.num_attention_heads, self.hidden_size)?;
         epsilon("qformer_config.layer_norm_eps", self.layer_norm_eps)
     }
 }
@@ -348,9 +340,15 @@ mod tests {
         assert_eq!(config.num_query_tokens, 32);
         assert_eq!(config.image_token_index, Some(50265));
         assert_eq!(config.text_config.eos_token_ids(), [50118]);
-        assert_eq!(Blip2Config::from_json("{}").unwrap(), Blip2Config::default());
+        assert_eq!(
+            Blip2Config::from_json("{}").unwrap(),
+            Blip2Config::default()
+        );
         let nulls = r#"{"vision_config": null, "qformer_config": null, "text_config": null}"#;
-        assert_eq!(Blip2Config::from_json(nulls).unwrap(), Blip2Config::default());
+        assert_eq!(
+            Blip2Config::from_json(nulls).unwrap(),
+            Blip2Config::default()
+        );
     }
 
     #[test]
@@ -375,8 +373,14 @@ mod tests {
     #[test]
     fn values_that_cannot_be_honoured_are_refused_by_name() {
         let cases = [
-            (r#"{"model_type": "instructblip"}"#, "model_type: \"instructblip\""),
-            (r#"{"vision_config": {"hidden_act": "quick_gelu"}}"#, "quick_gelu"),
+            (
+                r#"{"model_type": "instructblip"}"#,
+                "model_type: \"instructblip\"",
+            ),
+            (
+                r#"{"vision_config": {"hidden_act": "quick_gelu"}}"#,
+                "quick_gelu",
+            ),
             (r#"{"qformer_config": {"hidden_act": "relu"}}"#, "relu"),
             (
                 r#"{"vision_config": {"num_attention_heads": 0}}"#,
@@ -390,9 +394,18 @@ mod tests {
                 r#"{"qformer_config": {"cross_attention_frequency": 0}}"#,
                 "qformer_config.cross_attention_frequency: 0",
             ),
-            (r#"{"vision_config": {"patch_size": 0}}"#, "vision_config.patch_size: 0"),
-            (r#"{"vision_config": {"patch_size": 300}}"#, "larger than image_size = 224"),
-            (r#"{"vision_config": {"layer_norm_eps": -1}}"#, "layer_norm_eps: -1"),
+            (
+                r#"{"vision_config": {"patch_size": 0}}"#,
+                "vision_config.patch_size: 0",
+            ),
+            (
+                r#"{"vision_config": {"patch_size": 300}}"#,
+                "larger than image_size = 224",
+            ),
+            (
+                r#"{"vision_config": {"layer_norm_eps": -1}}"#,
+                "layer_norm_eps: -1",
+            ),
             (
                 r#"{"vision_config": {"hidden_size": 18446744073709551615}}"#,
                 "vision_config.hidden_size",

@@ -57,6 +57,16 @@ impl Encoder {
         })
     }
 
+    /// The ViT, to be run alone.
+    pub fn vision(&self) -> &VisionModel {
+        &self.vision
+    }
+
+    /// The Q-Former, to be run alone.
+    pub fn qformer(&self) -> &QFormerModel {
+        &self.qformer
+    }
+
     /// Encodes normalized pixels `[batch, 3, image_size, image_size]`.
     ///
     /// # Errors

@@ -33,9 +33,13 @@ pub(crate) fn softmax(values: &mut [f32], width: usize) {
 
 #[inline(always)]
 fn softmax_row(row: &mut [f32]) {
-    let max = lanes(row, f32::NEG_INFINITY, |max, x| if x > max { x } else { max })
-        .into_iter()
-        .fold(f32::NEG_INFINITY, f32::max);
+    let max = lanes(
+        row,
+        f32::NEG_INFINITY,
+        |max, x| if x > max { x } else { max },
+    )
+    .into_iter()
+    .fold(f32::NEG_INFINITY, f32::max);
     for x in row.iter_mut() {
         *x = exp(*x - max);
     }
@@ -143,7 +147,11 @@ fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 0.5;
     let p = p * r * r + r + 1.0;
-    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    let exponent = rounded
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .wrapping_add(127)
+        << 23;
     p * f32::from_bits(exponent)
 }
 
@@ -159,11 +167,17 @@ mod tests {
     #[test]
     fn gelu_is_the_exact_one() {
         for x in grid(-12.0, 12.0) {
-            let exact = 0.5 * f64::from(x) * (1.0 + candle_core::cpu::erf::erf_f64(f64::from(x) / 2f64.sqrt()));
+            let exact = 0.5
+                * f64::from(x)
+                * (1.0 + candle_core::cpu::erf::erf_f64(f64::from(x) / 2f64.sqrt()));
             let mut y = [x];
             gelu(&mut y);
             let error = (f64::from(y[0]) - exact).abs();
-            assert!(error < 4e-7 * f64::from(x.abs()).max(0.5), "gelu({x}) = {}, not {exact}", y[0]);
+            assert!(
+                error < 4e-7 * f64::from(x.abs()).max(0.5),
+                "gelu({x}) = {}, not {exact}",
+                y[0]
+            );
         }
     }
 
@@ -196,7 +210,11 @@ mod tests {
     fn layer_norm_survives_a_large_mean() {
         let row: Vec<f32> = (0..100).map(|i| 4096.0 + (i % 7) as f32).collect();
         let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / 100.0;
-        let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / 100.0;
+        let variance = row
+            .iter()
+            .map(|x| (f64::from(*x) - mean).powi(2))
+            .sum::<f64>()
+            / 100.0;
         let (weight, bias) = (vec![2.0; 100], vec![0.5; 100]);
         let mut output = vec![0.0; 100];
         layer_norm(&row, &weight, &bias, 1e-6, &mut output);

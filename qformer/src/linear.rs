@@ -60,9 +60,7 @@ impl Linear {
         bias: bool,
     ) -> crate::Result<Self> {
         let weight = weights.get("weight", &[outputs, inputs])?;
-        let bias = bias
-            .then(|| weights.get("bias", &[outputs]))
-            .transpose()?;
+        let bias = bias.then(|| weights.get("bias", &[outputs])).transpose()?;
         Ok(Self::new(&weight, bias)?)
     }
 
@@ -88,7 +86,10 @@ impl Linear {
     /// `[..., inputs]` to `[..., outputs]`.
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match &self.kind {
-            Kind::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&Product { packed, gelu: false }),
+            Kind::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&Product {
+                packed,
+                gelu: false,
+            }),
             Kind::Dense { weight_t, bias } => dense(x, weight_t, bias.as_ref()),
         }
     }
@@ -96,7 +97,9 @@ impl Linear {
     /// `gelu(forward(x))`.
     pub fn forward_gelu(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match &self.kind {
-            Kind::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&Product { packed, gelu: true }),
+            Kind::Packed(packed) => x
+                .contiguous()?
+                .apply_op1_no_bwd(&Product { packed, gelu: true }),
             Kind::Dense { weight_t, bias } => dense(x, weight_t, bias.as_ref())?.gelu_erf(),
         }
     }
@@ -104,9 +107,13 @@ impl Linear {
     /// `forward(x) + residual`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
         match &self.kind {
-            Kind::Packed(packed) => x
-                .contiguous()?
-                .apply_op2_no_bwd(&residual.contiguous()?, &Product { packed, gelu: false }),
+            Kind::Packed(packed) => x.contiguous()?.apply_op2_no_bwd(
+                &residual.contiguous()?,
+                &Product {
+                    packed,
+                    gelu: false,
+                },
+            ),
             Kind::Dense { weight_t, bias } => dense(x, weight_t, bias.as_ref())? + residual,
         }
     }
@@ -146,13 +153,14 @@ impl Product<'_> {
             bias: self.packed.bias.as_deref().map(BiasVector::Row),
             ..GemmOptions::default()
         };
-        GemmExecutor::<f32>::new().gemm(
-            output,
-            GemmInputA::Unpacked(x),
-            GemmInputB::Packed(weight_t),
-            options,
-        )
-        .map_err(candle_core::Error::wrap)?;
+        GemmExecutor::<f32>::new()
+            .gemm(
+                output,
+                GemmInputA::Unpacked(x),
+                GemmInputB::Packed(weight_t),
+                options,
+            )
+            .map_err(candle_core::Error::wrap)?;
         if self.gelu {
             output.par_chunks_mut(CHUNK).for_each(kernels::gelu);
         }
@@ -172,7 +180,10 @@ impl Product<'_> {
 }
 
 /// The values of a contiguous tensor.
-pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+pub(crate) fn values<'a>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => candle_core::bail!("a contiguous tensor expected, found {layout:?}"),
@@ -206,7 +217,10 @@ impl CustomOp2 for Product<'_> {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let shape = self.shape(layout)?;
         if *residual_layout.shape() != shape {
-            candle_core::bail!("residual of {shape:?} expected, found {:?}", residual_layout.shape());
+            candle_core::bail!(
+                "residual of {shape:?} expected, found {:?}",
+                residual_layout.shape()
+            );
         }
         let mut output = values(residual, residual_layout)?.to_vec();
         self.run(values(x, layout)?, &mut output, true)?;
@@ -232,25 +246,45 @@ mod tests {
     fn assert_same(left: &Tensor, right: &Tensor) {
         assert_eq!(left.dims(), right.dims());
         let difference = (left.to_dtype(DType::F64).unwrap() - right).unwrap();
-        let difference: f64 = difference.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+        let difference: f64 = difference
+            .abs()
+            .unwrap()
+            .max_all()
+            .unwrap()
+            .to_scalar()
+            .unwrap();
         assert!(difference < 1e-4, "{difference}");
     }
 
     #[test]
     fn packed_and_portable_layers_agree() {
         let device = Device::Cpu;
-        for (batch, rows, inputs, outputs) in [(1, 1, 8, 8), (2, 5, 33, 17), (1, 257, 384, 100), (3, 32, 600, 1)] {
+        for (batch, rows, inputs, outputs) in [
+            (1, 1, 8, 8),
+            (2, 5, 33, 17),
+            (1, 257, 384, 100),
+            (3, 32, 600, 1),
+        ] {
             let weight = Tensor::randn(0f32, 0.5, (outputs, inputs), &device).unwrap();
             let bias = Tensor::randn(0f32, 1.0, outputs, &device).unwrap();
             let x = Tensor::randn(0f32, 1.0, (batch, inputs, rows), &device).unwrap();
             let x = x.transpose(1, 2).unwrap();
             let residual = Tensor::randn(0f32, 1.0, (batch, rows, outputs), &device).unwrap();
-            let (x64, residual64) = (x.to_dtype(DType::F64).unwrap(), residual.to_dtype(DType::F64).unwrap());
+            let (x64, residual64) = (
+                x.to_dtype(DType::F64).unwrap(),
+                residual.to_dtype(DType::F64).unwrap(),
+            );
             for bias in [None, Some(bias)] {
                 let portable = portable(&weight, bias.as_ref());
                 let packed = Linear::new(&weight, bias).unwrap();
-                assert_same(&packed.forward(&x).unwrap(), &portable.forward(&x64).unwrap());
-                assert_same(&packed.forward_gelu(&x).unwrap(), &portable.forward_gelu(&x64).unwrap());
+                assert_same(
+                    &packed.forward(&x).unwrap(),
+                    &portable.forward(&x64).unwrap(),
+                );
+                assert_same(
+                    &packed.forward_gelu(&x).unwrap(),
+                    &portable.forward_gelu(&x64).unwrap(),
+                );
                 assert_same(
                     &packed.forward_add(&x, &residual).unwrap(),
                     &portable.forward_add(&x64, &residual64).unwrap(),

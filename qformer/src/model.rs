@@ -157,6 +157,7 @@ impl Output {
     }
 
     fn forward(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
-        self.layer_norm.forward(&self.dense.forward_add(x, residual)?)
+        self.layer_norm
+            .forward(&self.dense.forward_add(x, residual)?)
     }
 }

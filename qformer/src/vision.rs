@@ -8,7 +8,7 @@
 //! are kept. LAVIS gives that last norm an epsilon of 1e-5; as in the
 //! reference, it is the config's here.
 
-use candle_core::{Tensor, D};
+use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 use crate::attention::attention;
@@ -85,7 +85,9 @@ impl Embeddings {
         Ok(Self {
             patch_embedding: Linear::new(&weight, Some(bias))?,
             class_embedding: (class_embedding + position_embedding.narrow(1, 0, 1)?)?,
-            patch_positions: position_embedding.narrow(1, 1, positions - 1)?.contiguous()?,
+            patch_positions: position_embedding
+                .narrow(1, 1, positions - 1)?
+                .contiguous()?,
             image_size: config.image_size,
             patch_size,
         })
@@ -139,7 +141,8 @@ struct Layer {
 
 impl Layer {
     fn load(weights: &Weights, config: &VisionConfig) -> Result<Self> {
-        let norm = |name| LayerNorm::load(&weights.pp(name), config.hidden_size, config.layer_norm_eps);
+        let norm =
+            |name| LayerNorm::load(&weights.pp(name), config.hidden_size, config.layer_norm_eps);
         Ok(Self {
             layer_norm1: norm("layer_norm1")?,
             self_attn: Attention::load(&weights.pp("self_attn"), config)?,

@@ -37,13 +37,20 @@ fn uniform(name: &str, count: usize) -> impl Iterator<Item = f32> {
 /// `values` of `make_vision.py`.
 fn values(name: &str, shape: &[usize]) -> Vec<f32> {
     let (mut scale, mut offset) = (1.0, 0.0);
-    let norms = ["norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight"];
+    let norms = [
+        "norm.weight",
+        "norm1.weight",
+        "norm2.weight",
+        "LayerNorm.weight",
+    ];
     if norms.iter().any(|end| name.ends_with(end)) {
         (scale, offset) = (0.5, 1.0);
     } else if name.ends_with(".bias") {
         scale = 0.3;
     } else if name.ends_with(".weight") {
-        let sharp = ["qkv", "query.", "key."].iter().any(|part| name.contains(part));
+        let sharp = ["qkv", "query.", "key."]
+            .iter()
+            .any(|part| name.contains(part));
         let inputs: usize = shape[1..].iter().product();
         scale = (if sharp { 1.5 } else { 1.0 }) * (3.0 / inputs as f64).sqrt();
     } else if name == "pixels" {
@@ -62,11 +69,27 @@ fn tensor_shapes(config: &Blip2Config, n_embd: usize) -> BTreeMap<String, Vec<us
         shapes.insert(name, shape.to_vec());
     };
     let (vision, qformer) = (&config.vision_config, &config.qformer_config);
-    let (width, inner, patch) = (vision.hidden_size, vision.intermediate_size, vision.patch_size);
-    add("vision_model.embeddings.class_embedding".into(), &[1, 1, width]);
-    add("vision_model.embeddings.position_embedding".into(), &[1, vision.positions(), width]);
-    add("vision_model.embeddings.patch_embedding.weight".into(), &[width, 3, patch, patch]);
-    add("vision_model.embeddings.patch_embedding.bias".into(), &[width]);
+    let (width, inner, patch) = (
+        vision.hidden_size,
+        vision.intermediate_size,
+        vision.patch_size,
+    );
+    add(
+        "vision_model.embeddings.class_embedding".into(),
+        &[1, 1, width],
+    );
+    add(
+        "vision_model.embeddings.position_embedding".into(),
+        &[1, vision.positions(), width],
+    );
+    add(
+        "vision_model.embeddings.patch_embedding.weight".into(),
+        &[width, 3, patch, patch],
+    );
+    add(
+        "vision_model.embeddings.patch_embedding.bias".into(),
+        &[width],
+    );
     for layer in 0..vision.num_hidden_layers {
         let at = |name: &str| format!("vision_model.encoder.layers.{layer}.{name}");
         for norm in ["layer_norm1", "layer_norm2"] {
@@ -164,7 +187,11 @@ impl Golden {
         let config = Blip2Config::read(&dir.join(name)).unwrap();
         let n_embd = config.text_config.hidden_size.unwrap();
         let bytes = std::fs::read(dir.join(format!("{name}.safetensors"))).unwrap();
-        Self { config, n_embd, bytes }
+        Self {
+            config,
+            n_embd,
+            bytes,
+        }
     }
 
     /// A stored output, f32.
@@ -216,7 +243,14 @@ impl Golden {
             }
             let bytes = values.into_iter().flat_map(f32::to_le_bytes).collect();
             let dtype = Dtype::F32;
-            weights.insert(name, Stored { dtype, shape, bytes });
+            weights.insert(
+                name,
+                Stored {
+                    dtype,
+                    shape,
+                    bytes,
+                },
+            );
         }
         assert_eq!(
             vec![checksum],
@@ -247,7 +281,11 @@ impl Golden {
     /// Compares every stage with the stored outputs.
     #[track_caller]
     fn check(&self, checkpoint: &Checkpoint, dtype: DType, tolerance: f32) {
-        let encoding = self.load(checkpoint, dtype).unwrap().encode(&self.pixels()).unwrap();
+        let encoding = self
+            .load(checkpoint, dtype)
+            .unwrap()
+            .encode(&self.pixels())
+            .unwrap();
         let soft_prompt = project(checkpoint, &encoding.queries, self.n_embd);
         let stages = [
             ("vision", self.rows(&encoding.vision, "rows_vision")),
@@ -264,12 +302,20 @@ impl Golden {
 
 fn project(checkpoint: &Checkpoint, queries: &Tensor, n_embd: usize) -> Tensor {
     let (batch, rows, width) = queries.dims3().unwrap();
-    let tensor = |name, shape: &[usize]| checkpoint.tensor(name, shape, DType::F32, &Device::Cpu).unwrap();
+    let tensor = |name, shape: &[usize]| {
+        checkpoint
+            .tensor(name, shape, DType::F32, &Device::Cpu)
+            .unwrap()
+    };
     let weight = tensor("language_projection.weight", &[n_embd, width]);
     let bias = tensor("language_projection.bias", &[n_embd]);
     let rows_flat = queries.reshape((batch * rows, width)).unwrap();
     let projected = rows_flat.matmul(&weight.t().unwrap()).unwrap();
-    projected.broadcast_add(&bias).unwrap().reshape((batch, rows, n_embd)).unwrap()
+    projected
+        .broadcast_add(&bias)
+        .unwrap()
+        .reshape((batch, rows, n_embd))
+        .unwrap()
 }
 
 /// Largest absolute difference; NaN where there is one.
@@ -278,13 +324,19 @@ fn max_difference(left: &Tensor, right: &Tensor) -> f32 {
     assert_eq!(left.dims(), right.dims());
     let difference = (left - right).unwrap().abs().unwrap();
     let values = difference.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    values.into_iter().fold(0.0, |max, x| if x > max || x.is_nan() { x } else { max })
+    values
+        .into_iter()
+        .fold(0.0, |max, x| if x > max || x.is_nan() { x } else { max })
 }
 
 fn equals_transformers(name: &str) {
     let golden = Golden::read(name);
     let dir = golden.checkpoint_dir();
-    golden.check(&Checkpoint::open(dir.path()).unwrap(), DType::F32, TOLERANCE);
+    golden.check(
+        &Checkpoint::open(dir.path()).unwrap(),
+        DType::F32,
+        TOLERANCE,
+    );
 }
 
 #[test]
@@ -317,17 +369,80 @@ fn shards_that_transformers_saved_load_as_they_are() {
     golden.check(&Checkpoint::open(&saved).unwrap(), DType::F32, TOLERANCE);
 }
 
+/// The golden outputs would be no proof if a part of the model could be left
+/// out, or a setting misread, without their telling.
+#[test]
+fn golden_outputs_tell_when_any_part_is_wrong() {
+    let golden = Golden::read("shallow");
+    let dir = golden.checkpoint_dir();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let differs = |golden: &Golden, checkpoint: &Checkpoint| {
+        let queries = golden
+            .load(checkpoint, DType::F32)
+            .unwrap()
+            .encode(&golden.pixels())
+            .unwrap()
+            .queries;
+        let soft_prompt = project(checkpoint, &queries, golden.n_embd);
+        max_difference(&soft_prompt, &golden.output("soft_prompt"))
+    };
+    assert!(differs(&golden, &checkpoint) < TOLERANCE);
+
+    let names: Vec<&str> = checkpoint.names().collect();
+    assert_eq!(names.len(), 113);
+    for name in names {
+        let mut weights = golden.weights();
+        weights.get_mut(name).unwrap().bytes.fill(0);
+        let dir = tempfile::tempdir().unwrap();
+        write(&dir.path().join("model.safetensors"), weights);
+        let difference = differs(&golden, &Checkpoint::open(dir.path()).unwrap());
+        // A bias of the keys shifts all scores of a query alike.
+        if !name.ends_with("key.bias") {
+            assert!(
+                difference > 10.0 * TOLERANCE,
+                "without {name}: {difference}"
+            );
+        }
+    }
+
+    let changes: [fn(&mut Blip2Config); 5] = [
+        |config| config.vision_config.layer_norm_eps = 1e-6,
+        |config| config.qformer_config.layer_norm_eps = 1e-12,
+        |config| config.vision_config.num_attention_heads = 2,
+        |config| config.qformer_config.num_attention_heads = 4,
+        |config| config.qformer_config.cross_attention_frequency = 2,
+    ];
+    for (i, change) in changes.into_iter().enumerate() {
+        let mut golden = Golden::read("shallow");
+        change(&mut golden.config);
+        let difference = differs(&golden, &checkpoint);
+        assert!(
+            difference > 10.0 * TOLERANCE,
+            "with change {i}: {difference}"
+        );
+    }
+}
+
 /// The weights with every value rounded to a half type, as f32 and as that type.
 fn halved(golden: &Golden, half: DType) -> [TempDir; 2] {
-    let stored = if half == DType::F16 { Dtype::F16 } else { Dtype::BF16 };
+    let stored = if half == DType::F16 {
+        Dtype::F16
+    } else {
+        Dtype::BF16
+    };
     let [rounded, halved] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let mut weights = [BTreeMap::new(), BTreeMap::new()];
     for (name, weight) in golden.weights() {
-        let tensor = Tensor::from_raw_buffer(&weight.bytes, DType::F32, &weight.shape, &Device::Cpu).unwrap();
+        let tensor =
+            Tensor::from_raw_buffer(&weight.bytes, DType::F32, &weight.shape, &Device::Cpu)
+                .unwrap();
         let tensor = tensor.to_dtype(half).unwrap().flatten_all().unwrap();
-        let floats = tensor.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
-        // Both half types are the upper part of a wider one or have a plain
-        // bit pattern: safetensors' own writer gives the bytes.
+        let floats = tensor
+            .to_dtype(DType::F32)
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
+        // Through a file in memory, since candle gives out no bytes.
         let bytes = safetensors::serialize([("x", &tensor)], None).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let half_bytes = file.tensor("x").unwrap().data().to_vec();
@@ -340,7 +455,14 @@ fn halved(golden: &Golden, half: DType) -> [TempDir; 2] {
                 bytes: floats.into_iter().flat_map(f32::to_le_bytes).collect(),
             },
         );
-        weights[1].insert(name, Stored { dtype: stored, shape, bytes: half_bytes });
+        weights[1].insert(
+            name,
+            Stored {
+                dtype: stored,
+                shape,
+                bytes: half_bytes,
+            },
+        );
     }
     let [first, second] = weights;
     write(&rounded.path().join("model.safetensors"), first);
@@ -353,8 +475,15 @@ fn half_weights_are_computed_in_f32_without_loss() {
     let golden = Golden::read("shallow");
     for (half, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.15)] {
         let [rounded, halved] = halved(&golden, half);
-        let [rounded, halved] = [&rounded, &halved].map(|dir| Checkpoint::open(dir.path()).unwrap());
-        let encode = |checkpoint| golden.load(checkpoint, DType::F32).unwrap().encode(&golden.pixels()).unwrap();
+        let [rounded, halved] =
+            [&rounded, &halved].map(|dir| Checkpoint::open(dir.path()).unwrap());
+        let encode = |checkpoint| {
+            golden
+                .load(checkpoint, DType::F32)
+                .unwrap()
+                .encode(&golden.pixels())
+                .unwrap()
+        };
         let (one, other) = (encode(&rounded), encode(&halved));
         assert_eq!(max_difference(&one.vision, &other.vision), 0.0);
         assert_eq!(max_difference(&one.queries, &other.queries), 0.0);
@@ -375,12 +504,19 @@ fn computing_in_f16_stays_close() {
 fn a_batch_equals_its_pictures_one_by_one() {
     let golden = Golden::read("rest");
     let dir = golden.checkpoint_dir();
-    let encoder = golden.load(&Checkpoint::open(dir.path()).unwrap(), DType::F32).unwrap();
+    let encoder = golden
+        .load(&Checkpoint::open(dir.path()).unwrap(), DType::F32)
+        .unwrap();
     let pixels = golden.pixels();
     let together = encoder.encode(&pixels).unwrap();
     for picture in 0..golden.batch() {
-        let alone: Encoding = encoder.encode(&pixels.narrow(0, picture, 1).unwrap()).unwrap();
-        for (together, alone) in [(&together.vision, &alone.vision), (&together.queries, &alone.queries)] {
+        let alone: Encoding = encoder
+            .encode(&pixels.narrow(0, picture, 1).unwrap())
+            .unwrap();
+        for (together, alone) in [
+            (&together.vision, &alone.vision),
+            (&together.queries, &alone.queries),
+        ] {
             let difference = max_difference(&together.narrow(0, picture, 1).unwrap(), alone);
             assert!(difference < 1e-5, "{difference}");
         }
@@ -391,11 +527,22 @@ fn a_batch_equals_its_pictures_one_by_one() {
 fn pixels_of_another_shape_are_refused() {
     let golden = Golden::read("shallow");
     let dir = golden.checkpoint_dir();
-    let encoder = golden.load(&Checkpoint::open(dir.path()).unwrap(), DType::F32).unwrap();
-    for shape in [vec![1, 3, 40, 41], vec![1, 1, 40, 40], vec![3, 40, 40], vec![0, 3, 40, 40], vec![]] {
+    let encoder = golden
+        .load(&Checkpoint::open(dir.path()).unwrap(), DType::F32)
+        .unwrap();
+    for shape in [
+        vec![1, 3, 40, 41],
+        vec![1, 1, 40, 40],
+        vec![3, 40, 40],
+        vec![0, 3, 40, 40],
+        vec![],
+    ] {
         let pixels = Tensor::zeros(shape.as_slice(), DType::F32, &Device::Cpu).unwrap();
         let error = encoder.encode(&pixels).unwrap_err();
-        assert!(matches!(&error, Error::Pixels { size: 40, found } if *found == shape), "{error}");
+        assert!(
+            matches!(&error, Error::Pixels { size: 40, found } if *found == shape),
+            "{error}"
+        );
     }
 }
 
@@ -439,7 +586,10 @@ fn a_wrong_shape_is_named_with_both_shapes() {
             write(&dir.join("model.safetensors"), weights);
         }
     };
-    refused(tamper(vec![143]), &["model.safetensors", QKV, "[143]", "[144]"]);
+    refused(
+        tamper(vec![143]),
+        &["model.safetensors", QKV, "[143]", "[144]"],
+    );
     // The same number of values, and none at all, are no excuse.
     refused(tamper(vec![12, 12]), &["[12, 12]", "[144]"]);
     refused(tamper(vec![0]), &["[0]", "[144]"]);
@@ -491,10 +641,22 @@ fn files_cut_short_or_damaged_are_refused() {
         bytes.resize(bytes.len() + data, 0);
         bytes
     };
-    refuse(header(r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,99]}}"#, 16));
-    refuse(header(r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}"#, 16));
-    refuse(header(r#"{"a":{"dtype":"F32","shape":[5],"data_offsets":[0,16]}}"#, 16));
-    refuse(header(r#"{"a":{"dtype":"F99","shape":[4],"data_offsets":[0,16]}}"#, 16));
+    refuse(header(
+        r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,99]}}"#,
+        16,
+    ));
+    refuse(header(
+        r#"{"a":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}"#,
+        16,
+    ));
+    refuse(header(
+        r#"{"a":{"dtype":"F32","shape":[5],"data_offsets":[0,16]}}"#,
+        16,
+    ));
+    refuse(header(
+        r#"{"a":{"dtype":"F99","shape":[4],"data_offsets":[0,16]}}"#,
+        16,
+    ));
     refuse(header(
         r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,16]}}"#,
         16,
@@ -504,15 +666,25 @@ fn files_cut_short_or_damaged_are_refused() {
 }
 
 /// Splits the weights into two shards with an index.
-fn write_shards(dir: &Path, weights: BTreeMap<String, Stored>, edit: impl FnOnce(&mut serde_json::Value)) {
+fn write_shards(
+    dir: &Path,
+    weights: BTreeMap<String, Stored>,
+    edit: impl FnOnce(&mut serde_json::Value),
+) {
     let mut shards = [BTreeMap::new(), BTreeMap::new()];
     let mut map = serde_json::Map::new();
     for (i, (name, weight)) in weights.into_iter().enumerate() {
-        map.insert(name.clone(), format!("model-{}-of-2.safetensors", i % 2 + 1).into());
+        map.insert(
+            name.clone(),
+            format!("model-{}-of-2.safetensors", i % 2 + 1).into(),
+        );
         shards[i % 2].insert(name, weight);
     }
     for (i, shard) in shards.into_iter().enumerate() {
-        write(&dir.join(format!("model-{}-of-2.safetensors", i + 1)), shard);
+        write(
+            &dir.join(format!("model-{}-of-2.safetensors", i + 1)),
+            shard,
+        );
     }
     let mut index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map});
     edit(&mut index);
@@ -547,22 +719,41 @@ fn an_index_that_cannot_be_true_is_refused() {
     };
     // A tensor in another shard than said, and one that is nowhere.
     edited(
-        |index| index["weight_map"]["query_tokens"] = "model-1-of-2.safetensors".into(),
-        &[index, "model-1-of-2.safetensors", "query_tokens"],
+        |index| {
+            let shard = &mut index["weight_map"]["query_tokens"];
+            let other = if shard == "model-1-of-2.safetensors" {
+                2
+            } else {
+                1
+            };
+            *shard = format!("model-{other}-of-2.safetensors").into();
+        },
+        &[index, "query_tokens", "does not hold"],
     );
     edited(
         |index| index["weight_map"]["nowhere"] = "model-1-of-2.safetensors".into(),
         &[index, "nowhere"],
     );
     // Files outside the directory are none of its shards.
-    for path in ["/etc/passwd", "../model.safetensors", "a/b.safetensors", "", "."] {
+    for path in [
+        "/etc/passwd",
+        "../model.safetensors",
+        "a/b.safetensors",
+        "",
+        ".",
+    ] {
         let error = refused(
-            |dir, weights| write_shards(dir, weights, |index| index["weight_map"]["x"] = path.into()),
+            |dir, weights| {
+                write_shards(dir, weights, |index| index["weight_map"]["x"] = path.into())
+            },
             &[index, "beside the index"],
         );
         assert!(matches!(error, Error::Index { .. }), "{error}");
     }
-    edited(|index| *index = serde_json::json!({"metadata": {}}), &[index, "weight_map"]);
+    edited(
+        |index| *index = serde_json::json!({"metadata": {}}),
+        &[index, "weight_map"],
+    );
     edited(|index| *index = serde_json::json!([1, 2]), &[index]);
 }
 
@@ -570,7 +761,10 @@ fn an_index_that_cannot_be_true_is_refused() {
 fn a_directory_without_weights_says_what_it_looked_for() {
     let dir = tempfile::tempdir().unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("model.safetensors") && error.contains("index.json"), "{error}");
+    assert!(
+        error.contains("model.safetensors") && error.contains("index.json"),
+        "{error}"
+    );
     std::fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains("pickle"), "{error}");
@@ -599,12 +793,17 @@ fn a_subset_keeps_names_shapes_dtypes_and_bytes() {
     let bundle = Checkpoint::from_files(&paths).unwrap();
     assert!(whole.names().eq(bundle.names()));
     for (one, other) in whole.iter().zip(bundle.iter()) {
-        assert_eq!((one.dtype, one.shape, one.bytes), (other.dtype, other.shape, other.bytes));
+        assert_eq!(
+            (one.dtype, one.shape, one.bytes),
+            (other.dtype, other.shape, other.bytes)
+        );
     }
     assert_eq!(bundle.raw("query_tokens").unwrap().path, paths[1]);
     golden.load(&bundle, DType::F32).unwrap();
 
-    let error = whole.write_subset(&["text."], &dir.path().join("none")).unwrap_err();
+    let error = whole
+        .write_subset(&["text."], &dir.path().join("none"))
+        .unwrap_err();
     assert!(error.to_string().contains("text.*"), "{error}");
     let twice = Checkpoint::from_files(&[&paths[2], &paths[2]]).unwrap_err();
     assert!(matches!(twice, Error::DuplicateTensor { .. }), "{twice}");
