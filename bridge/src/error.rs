@@ -145,12 +145,28 @@ impl Error {
         match self {
             Error::ContextLengthExceeded { .. } => ErrorKind::ContextLengthExceeded,
             Error::QueueFull { .. } => ErrorKind::QueueFull,
-            Error::InvalidRequest { .. } => ErrorKind::InvalidRequest,
-            Error::Gguf { .. }
+            Error::InvalidRequest { .. } | Error::EmptyPrompt | Error::Prompt(_) => {
+                ErrorKind::InvalidRequest
+            }
+            Error::Vision(qformer::Error::Image(error)) if error.is_too_large() => {
+                ErrorKind::ImageTooLarge
+            }
+            Error::Vision(qformer::Error::Image(_)) => ErrorKind::InvalidImage,
+            Error::Io { .. }
+            | Error::NotABundle { .. }
+            | Error::Manifest { .. }
+            | Error::Mismatch { .. }
+            | Error::Exists { .. }
+            | Error::Vision(_)
+            | Error::Tensor(_)
+            | Error::Gguf { .. }
             | Error::LanguageModel { .. }
             | Error::Context { .. }
-            | Error::Decode { .. } => ErrorKind::Internal,
-            Error::Io { .. } | Error::Stopped => ErrorKind::Internal,
+            | Error::Decode { .. }
+            | Error::NoBos
+            | Error::VisionFailed
+            | Error::Thread(_)
+            | Error::Stopped => ErrorKind::Internal,
         }
     }
 

@@ -10,9 +10,9 @@ use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
 use qformer::image::{ImageLimits, decode};
 use qformer::preprocess::Preprocessing;
 
-use crate::Result;
 use crate::bundle::{Bundle, MANIFEST_FILE};
 use crate::projection::Projection;
+use crate::{Error, Result};
 
 /// Everything between a picture file and the language model.
 pub struct ImageEncoder {
@@ -50,7 +50,7 @@ impl ImageEncoder {
             &config.vision_config,
             &config.qformer_config,
             config.num_query_tokens,
-            Preprocessing::read(dir)?,
+            read_preprocessing(dir, &config)?,
             device,
         )
     }
@@ -125,4 +125,42 @@ impl ImageEncoder {
             soft_prompt,
         })
     }
+}
+
+/// The preprocessing of a checkpoint directory: `preprocessor_config.json`, or
+/// the `image_processor` of `processor_config.json` (as transformers 5 writes
+/// it), or, where only the model was saved, CLIP's normalization at the ViT's
+/// size, which every published BLIP-2 has.
+///
+/// # Errors
+/// A file cannot be read, or asks for what is not done here.
+pub(crate) fn read_preprocessing(dir: &Path, config: &Blip2Config) -> Result<Preprocessing> {
+    for (file, key) in [
+        ("preprocessor_config.json", None),
+        ("processor_config.json", Some("image_processor")),
+    ] {
+        let path = dir.join(file);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(Error::Io { path, source }),
+        };
+        let invalid = |error: serde_json::Error| Error::Manifest {
+            path: path.clone(),
+            reason: error.to_string(),
+        };
+        let mut value: serde_json::Value = serde_json::from_str(&text).map_err(invalid)?;
+        if let Some(key) = key {
+            let Some(inner) = value.get_mut(key) else {
+                continue;
+            };
+            value = inner.take();
+        }
+        return serde_json::from_value(value).map_err(invalid);
+    }
+    tracing::warn!(
+        "{}: no preprocessor_config.json; pictures are normalized as CLIP's",
+        dir.display()
+    );
+    Ok(Preprocessing::clip(config.vision_config.image_size))
 }

@@ -4,11 +4,17 @@
 //! `bridge` knows nothing of HTTP or of the command line; both drive it through
 //! [`model::Model`].
 
+pub mod bundle;
 pub mod engine;
 mod error;
 pub mod event;
 mod gguf;
+pub mod image_encoder;
 pub mod language_model;
 pub mod llama;
+pub mod model;
+pub mod projection;
+mod prompt;
+mod vision_worker;
 
 pub use error::{Error, ErrorKind, Result};

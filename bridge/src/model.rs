@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use prompts::{ChatTemplate, Message, Segment};
+use prompts::{ChatTemplate, Message, Segment, check_images};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::bundle::{Bundle, Manifest};
 use crate::engine::{CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequence};
-use crate::event::{Event, Timings};
+use crate::event::Event;
 use crate::image_encoder::ImageEncoder;
 use crate::language_model::LanguageModel;
 use crate::prompt::{Piece, tokenize};
@@ -115,7 +115,11 @@ impl Model {
         )?);
         let manifest = bundle.manifest().clone();
         Ok(Self {
-            template: language_model.chat_template(),
+            template: language_model.chat_template().map(|source| ChatTemplate {
+                source: source.to_owned(),
+                bos_token: language_model.bos_text(),
+                eos_token: language_model.eos_text(),
+            }),
             vision: VisionWorker::start(encoder, engine.clone(), options.queue)?,
             engine,
             language_model,
@@ -144,7 +148,7 @@ impl Model {
     /// the first event.
     pub fn submit(&self, request: Request) -> Result<Receiver<Event>> {
         let segments = self.render(&request)?;
-        let pieces = tokenize(&segments, &self.language_model)?;
+        let pieces = tokenize(segments, &self.language_model)?;
         let n_prompt_tokens = self.count_rows(&pieces);
         if n_prompt_tokens == 0 {
             return Err(Error::EmptyPrompt);
@@ -161,12 +165,11 @@ impl Model {
         let (events, receiver) = channel(EVENT_CAPACITY);
         let mut sequence = Sequence {
             prompt: Vec::new(),
-            max_tokens: request.max_tokens.unwrap_or(defaults.max_tokens),
+            max_tokens: Some(request.max_tokens.unwrap_or(defaults.max_tokens)),
             sampling: request.sampling,
-            stop_ids: defaults.stop_ids.clone(),
+            stop_ids: self.manifest.prompt.stop_ids().to_vec(),
             stop,
-            timings: Timings::default(),
-            events,
+            ..Sequence::new(Vec::new(), events)
         };
         if pieces.iter().any(|piece| matches!(piece, Piece::Image(_))) {
             self.vision.submit(Job {
@@ -192,7 +195,8 @@ impl Model {
         let n_images = request.images.len();
         Ok(match &request.prompt {
             Prompt::Chat(messages) => {
-                layout.render(messages, n_images, self.template.as_ref())?
+                check_images(messages, n_images)?;
+                layout.render(messages, self.template.as_ref())?
             }
             Prompt::Raw(text) => layout.render_raw(text, n_images)?,
         })

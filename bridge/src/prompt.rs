@@ -22,7 +22,7 @@ pub(crate) fn tokenize(segments: Vec<Segment>, model: &LanguageModel) -> Result<
     let mut pieces: Vec<Piece> = Vec::new();
     for segment in join(segments, model.special_token_texts()) {
         let ids = match segment {
-            Segment::Text { text, special } => model.tokenize(&text, special),
+            Segment::Text { text, special } => model.tokenize(&text, special)?,
             Segment::Token(SpecialToken::Bos) => vec![model.bos().ok_or(Error::NoBos)?],
             Segment::Image(index) => {
                 pieces.push(Piece::Image(index));

@@ -43,8 +43,8 @@ class Reference:
         preprocessing = manifest["preprocessing"]
         self.processor = BlipImageProcessor(
             size={"height": size, "width": size},
-            image_mean=preprocessing["mean"],
-            image_std=preprocessing["std"],
+            image_mean=preprocessing["image_mean"],
+            image_std=preprocessing["image_std"],
         )
 
     @staticmethod

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use prompts::Layout;
 use qformer::checkpoint::Checkpoint;
 use qformer::config::Blip2Config;
-use qformer::preprocess::Preprocessing;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{FORMAT, MANIFEST_FILE};
 use super::{Bundle, FileEntry, Files, GenerationDefaults, Manifest, Source, check_fit, hex, sha256_file};
+use crate::image_encoder::read_preprocessing;
 use crate::language_model::GgufInfo;
 use crate::{Error, Result};
 
@@ -48,12 +48,12 @@ pub fn create(
         return Err(Error::Exists { path: out.to_owned() });
     }
     let config = Blip2Config::read(checkpoint_dir)?;
-    let preprocessing = Preprocessing::read(checkpoint_dir)?;
+    let preprocessing = read_preprocessing(checkpoint_dir, &config)?;
     let checkpoint = Checkpoint::open(checkpoint_dir)?;
     let info = GgufInfo::read(llm)?;
     let layout = match options.layout {
         Some(layout) => layout,
-        None => Layout::preset("blip2")?,
+        None => Layout::blip2(config.text_config.eos_token_ids()),
     };
     let file_entry = |name: &str| FileEntry {
         path: name.to_owned(),
@@ -69,10 +69,7 @@ pub fn create(
         qformer: config.qformer_config,
         preprocessing,
         prompt: layout,
-        generation: GenerationDefaults {
-            stop_ids: config.text_config.eos_token_ids(),
-            ..GenerationDefaults::default()
-        },
+        generation: GenerationDefaults::default(),
         source: Source {
             checkpoint: base_name(checkpoint_dir),
             llm: base_name(llm),

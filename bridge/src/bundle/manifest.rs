@@ -59,8 +59,6 @@ pub struct GenerationDefaults {
     pub max_tokens: usize,
     /// Sampling temperature; 0 is greedy.
     pub temperature: f32,
-    /// Token ids that end an answer, beside those the GGUF names itself.
-    pub stop_ids: Vec<i32>,
 }
 
 impl Default for GenerationDefaults {
@@ -68,7 +66,6 @@ impl Default for GenerationDefaults {
         Self {
             max_tokens: 256,
             temperature: 0.0,
-            stop_ids: Vec::new(),
         }
     }
 }
@@ -183,9 +180,6 @@ impl Manifest {
                     entry.path
                 ));
             }
-        }
-        if let Some(id) = self.generation.stop_ids.iter().find(|id| **id < 0) {
-            return Err(format!("generation.stop_ids holds {id}, a negative token id"));
         }
         Ok(())
     }

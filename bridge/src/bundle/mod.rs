@@ -152,7 +152,7 @@ fn check_fit(
     if shape != expected {
         return mismatch(
             "query tokens",
-            format!("{} holds {name} {shape:?}", checkpoint.file_of(name)?.display()),
+            format!("{} holds {name} {shape:?}", checkpoint.raw(name)?.path.display()),
             format!("{MANIFEST_FILE} says {expected:?}"),
         );
     }
@@ -162,7 +162,7 @@ fn check_fit(
     if shape != expected {
         return mismatch(
             "projection",
-            format!("{} holds {name} {shape:?}", checkpoint.file_of(name)?.display()),
+            format!("{} holds {name} {shape:?}", checkpoint.raw(name)?.path.display()),
             format!(
                 "{} ({}) with n_embd {} and a Q-Former of {} need {expected:?}",
                 llm_path.display(),
@@ -173,10 +173,10 @@ fn check_fit(
         );
     }
     if let Some(id) = manifest
-        .generation
-        .stop_ids
+        .prompt
+        .stop_ids()
         .iter()
-        .find(|id| usize::try_from(**id).is_ok_and(|id| id >= llm.n_vocab))
+        .find(|id| usize::try_from(**id).map_or(true, |id| id >= llm.n_vocab))
     {
         return mismatch(
             "vocabulary",

@@ -77,24 +77,17 @@ pub fn run(args: &CaptionArgs) -> Result<ExitCode> {
 
 fn submit(model: &Model, image: &Path, args: &CaptionArgs) -> Result<Receiver<Event>> {
     let file = read_image(image)?;
-    let manifest = model.manifest();
-    let text = args
-        .prompt
-        .clone()
-        .unwrap_or_else(|| manifest.prompt.caption_prompt().to_owned());
-    let prompt = if text.is_empty() {
-        Prompt::Raw(text)
-    } else {
-        Prompt::Chat(vec![Message {
-            role: Role::User,
-            parts: vec![Part::Image(0), Part::Text(text)],
-        }])
-    };
+    // A picture without words is captioned as the layout says.
+    let mut parts = vec![Part::Image(0)];
+    parts.extend(args.prompt.clone().map(Part::Text));
     Ok(model.submit(Request {
-        prompt,
+        prompt: Prompt::Chat(vec![Message {
+            role: Role::User,
+            parts,
+        }]),
         images: vec![file],
         max_tokens: args.generation.max_tokens.map(|n| n as usize),
-        sampling: sampling(&args.generation, &manifest.generation),
+        sampling: sampling(&args.generation, &model.manifest().generation),
         stop: Vec::new(),
     })?)
 }
