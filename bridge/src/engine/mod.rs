@@ -56,6 +56,13 @@ pub struct EngineOptions {
     /// Whether attention runs as one fused operation.
     pub flash_attention: FlashAttention,
     /// Threads of the CPU backend; `None` takes one for each physical core.
+    ///
+    /// llama.cpp's threads (GNU OpenMP) spin while they wait for each other. On a
+    /// machine whose cores are busy with something else, such as the pictures of
+    /// other requests, that costs 10 to 20 times the time (measured: 32 tokens of a
+    /// 135M model on 2 busy cores took 8 to 24 s, 0.7 to 1.3 s with
+    /// `OMP_WAIT_POLICY=passive`). The runtime reads that variable before `main`, so
+    /// only whoever starts the process can set it.
     pub threads: Option<usize>,
 }
 
