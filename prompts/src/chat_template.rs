@@ -56,8 +56,8 @@ enum Content {
 struct Marked {
     /// Message of each marked text.
     texts: Vec<usize>,
-    /// Image of each marked place.
-    images: Vec<usize>,
+    /// Message and image of each marked place.
+    images: Vec<(usize, usize)>,
 }
 
 /// Where an answer's reasoning begins and ends. Templates look for these in the assistant's earlier answers to leave the
@@ -137,12 +137,19 @@ impl ChatTemplateLayout {
                 return Err(Error::Dropped { message, role });
             }
         }
-        if unmarked.images.iter().any(|&count| count != 1) {
-            return Err(Error::Torn);
+        for (&count, &(message, _)) in unmarked.images.iter().zip(&marked.images) {
+            match count {
+                0 => {
+                    let role = messages[message].role;
+                    return Err(Error::Dropped { message, role });
+                }
+                1 => {}
+                _ => return Err(Error::Torn),
+            }
         }
         for segment in &mut unmarked.segments {
             if let Segment::Image(image) = segment {
-                *image = *marked.images.get(*image).ok_or(Error::Torn)?;
+                (_, *image) = *marked.images.get(*image).ok_or(Error::Torn)?;
             }
         }
         Ok(unmarked.segments)
@@ -168,7 +175,7 @@ impl ChatTemplateLayout {
             match part {
                 Part::Image(image) => {
                     content.push_str(&marks.image(images.len()));
-                    images.push(image);
+                    images.push((index, image));
                 }
                 Part::Text(text) if message.role == Role::Assistant => {
                     for piece in split_reasoning(&text) {

@@ -86,7 +86,7 @@ fn render(source: &ChatTemplate, messages: &[Message]) -> prompts::Result<Vec<Se
 #[test]
 fn prompts_equal_those_of_transformers() {
     let goldens = goldens();
-    assert_eq!(goldens.len(), 11);
+    assert_eq!(goldens.len(), 12);
     for golden in goldens {
         let mut source = stored(&golden.template);
         source.bos_token = golden.bos_token;
@@ -309,6 +309,39 @@ fn what_a_template_leaves_out_is_an_error() {
         render(&template(twice), &[image_and("Hi")]).unwrap_err(),
         Error::Torn
     );
+}
+
+#[test]
+fn a_picture_that_a_template_leaves_out_is_an_error() {
+    let last_only = "{{ messages[-1].content }}";
+    let lone = Message {
+        role: Role::User,
+        parts: vec![Part::Image(0)],
+    };
+    let error = render(&template(last_only), &[lone, message("user", "Hi")]).unwrap_err();
+    let role = Role::User;
+    assert_eq!(error, Error::Dropped { message: 0, role });
+    // The beginning of one text and the end of another are no text of anybody.
+    let halves = "{{ messages[0].content.split('b')[0] }}{{ messages[1].content.split('b')[1] }}";
+    let both = [message("user", "abc"), message("user", "abc")];
+    assert_eq!(render(&template(halves), &both).unwrap_err(), Error::Torn);
+}
+
+#[test]
+fn texts_of_one_message_are_joined_by_a_line_break() {
+    let part = |text: &str| Part::Text(text.into());
+    let parts = vec![part("one"), part("two"), Part::Image(0), part("three")];
+    let message = Message {
+        role: Role::User,
+        parts,
+    };
+    let segments = render(&template("{{ messages[0].content }}"), &[message]).unwrap();
+    let expected = [
+        Segment::text("one\ntwo"),
+        Segment::Image(0),
+        Segment::text("three"),
+    ];
+    assert_eq!(segments, expected);
 }
 
 #[test]

@@ -232,7 +232,8 @@ async fn the_models_errors_have_a_status() {
             source: "chunk at 0x7ffc".into(),
         })
     };
-    let errors: [(&str, fn() -> bridge::Error); 6] = [
+    type MakeError = fn() -> bridge::Error;
+    let errors: [(&str, MakeError); 6] = [
         ("context", || bridge::Error::ContextLengthExceeded {
             n_prompt_tokens: 5000,
             n_ctx: 4096,

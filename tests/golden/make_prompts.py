@@ -24,6 +24,7 @@ TOKENS = {  # bos, eos
     "qwen2.5": ("", "<|im_end|>"),
     "qwen3": ("", "<|im_end|>"),
     "generation-blocks": ("", "<|im_end|>"),
+    "indented": ("<s>", "</s>"),
     "content-parts": ("", "<end_of_utterance>"),
 }
 USER, SYSTEM, ASSISTANT = "user", "system", "assistant"
