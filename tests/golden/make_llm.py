@@ -12,6 +12,8 @@ transformers 5.23.0, tokenizers 0.23.3). Written are
     golden.json            20 cases: picture, prompt, prompt ids, greedy answer
     reference.safetensors  soft_prompt [5, 8, 128], first_logits [20, 320]
 
+(spm.gguf, beside them, is made by make_spm.py: run it afterwards.)
+
 The weights' seed and the pairs are searched: every choice of a token has a margin well
 above rounding, pixel noise of one level in 255 changes no answer, no two answers are
 the same, and some end by themselves.

@@ -1,5 +1,7 @@
 //! What a single request may ask for, and how its answer ends.
 
+use bridge::engine::detokenize::Detokenizer;
+
 use super::*;
 
 #[test]
@@ -153,4 +155,27 @@ fn the_same_seed_gives_the_same_answer_alone_and_in_company() {
         .collect();
     assert_eq!(company[0], first);
     assert_eq!(company[3], first);
+}
+
+#[test]
+fn sentencepiece_answers_do_not_begin_with_a_space() {
+    let model = LanguageModel::load(&golden("llm/spm.gguf")).unwrap();
+    assert!(model.strips_leading_space());
+    for text in ["Paris", "Paris is in", " Paris", "é😀 is", "is\n  in"] {
+        let ids = model.tokenize(text, false).unwrap();
+        let mut detokenizer = Detokenizer::new(model.strips_leading_space());
+        let mut decoded = String::new();
+        for &id in &ids {
+            detokenizer.push(&model.token_bytes(id), &mut decoded);
+        }
+        detokenizer.finish(&mut decoded);
+        assert_eq!(decoded, text, "{ids:?}");
+    }
+    let first = model.tokenize("Paris", false).unwrap();
+    assert_eq!(
+        model.token_bytes(first[0]),
+        b" Paris",
+        "the space is the token's"
+    );
+    assert!(!self::model().strips_leading_space());
 }
