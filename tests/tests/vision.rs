@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bridge::projection::Projection;
 use candle_core::{DType, Device, Tensor};
 use qformer::checkpoint::Checkpoint;
 use qformer::config::Blip2Config;
@@ -301,21 +302,10 @@ impl Golden {
 }
 
 fn project(checkpoint: &Checkpoint, queries: &Tensor, n_embd: usize) -> Tensor {
-    let (batch, rows, width) = queries.dims3().unwrap();
-    let tensor = |name, shape: &[usize]| {
-        checkpoint
-            .tensor(name, shape, DType::F32, &Device::Cpu)
-            .unwrap()
-    };
-    let weight = tensor("language_projection.weight", &[n_embd, width]);
-    let bias = tensor("language_projection.bias", &[n_embd]);
-    let rows_flat = queries.reshape((batch * rows, width)).unwrap();
-    let projected = rows_flat.matmul(&weight.t().unwrap()).unwrap();
-    projected
-        .broadcast_add(&bias)
-        .unwrap()
-        .reshape((batch, rows, n_embd))
-        .unwrap()
+    let width = queries.dim(2).unwrap();
+    let projection = Projection::load(checkpoint, width, &Device::Cpu).unwrap();
+    assert_eq!(projection.n_embd(), n_embd);
+    projection.forward(queries).unwrap()
 }
 
 /// Largest absolute difference; NaN where there is one.
