@@ -103,7 +103,7 @@ def through_torch(questions: list[dict], test: Path, checkpoint: Path, bridge_fi
     from features import feature_file, read_scenes
     from model import IGNORED, Bridge, LanguageModel
 
-    language_model = LanguageModel(checkpoint, torch.device(device), torch.float32)
+    language_model = LanguageModel(checkpoint, torch.device(device), torch.bfloat16)
     bridge = Bridge(language_model.embeddings.shape[1]).to(device).eval()
     bridge.load(bridge_file)
     features = feature_file(test, len(read_scenes(test)), "r")

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2QFormerConfig
 
 QUERIES = 32
 BRIDGE_WIDTH = 384
+LAYERS, CROSS_ATTENTION_FREQUENCY = 2, 1
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 BEFORE_PICTURE = (
@@ -49,9 +50,9 @@ class Bridge(nn.Module):
         config = Blip2QFormerConfig(
             hidden_size=BRIDGE_WIDTH,
             intermediate_size=4 * BRIDGE_WIDTH,
-            num_hidden_layers=6,
+            num_hidden_layers=LAYERS,
             num_attention_heads=6,
-            cross_attention_frequency=2,
+            cross_attention_frequency=CROSS_ATTENTION_FREQUENCY,
             encoder_hidden_size=384,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=0.0,

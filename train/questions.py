@@ -118,43 +118,47 @@ class Asking:
             if name not in present:
                 return name
 
+    def _wording(self, templates: tuple[str, ...] | list[str]) -> str:
+        """The first wording half the time, otherwise any of them."""
+        return templates[0] if self.rng.random() < 0.5 else self.rng.choice(templates)
+
     def what(self, scene: Scene) -> Question:
-        return self.rng.choice(WHAT), " and ".join(article(name) for name in scene.names)
+        return self._wording(WHAT), " and ".join(article(name) for name in scene.names)
 
     def is_kind(self, scene: Scene) -> Question | None:
         category = self.rng.choice(("animal", "plant", "food"))
         truth = self.names[scene.names[0]].is_a(category)
         if truth is None or (not truth and self.rng.random() < 0.5):
             return None
-        return self.rng.choice(IS_KIND).format(CATEGORIES[category]), "yes" if truth else "no"
+        return self._wording(IS_KIND).format(CATEGORIES[category]), "yes" if truth else "no"
 
     def category(self, scene: Scene) -> Question | None:
         kind = self.names[scene.names[0]].kind
-        return (self.rng.choice(CATEGORY), CATEGORIES[kind]) if kind in CATEGORIES else None
+        return (self._wording(CATEGORY), CATEGORIES[kind]) if kind in CATEGORIES else None
 
     def is_there(self, scene: Scene) -> Question:
         truth = self.rng.random() < 0.5
         name = self.rng.choice(scene.names) if truth else self.absent_name(scene)
         templates = IS_THERE if scene.layout == "single" else [t for t in IS_THERE if not t.startswith("Is this")]
-        return self.rng.choice(templates).format(article(name)), "yes" if truth else "no"
+        return self._wording(templates).format(article(name)), "yes" if truth else "no"
 
     def how_many(self, scene: Scene) -> Question:
-        return self.rng.choice(HOW_MANY), NUMBERS[len(scene.items) - 1]
+        return self._wording(HOW_MANY), NUMBERS[len(scene.items) - 1]
 
     def how_many_of(self, scene: Scene) -> Question | None:
         name = self.rng.choice(scene.names)
         many = plural(name)
         if many is None:
             return None
-        return self.rng.choice(HOW_MANY_OF).format(many), NUMBERS[scene.names.count(name) - 1]
+        return self._wording(HOW_MANY_OF).format(many), NUMBERS[scene.names.count(name) - 1]
 
     def what_side(self, scene: Scene) -> Question:
         side = self.rng.choice(("left", "right"))
-        return self.rng.choice(WHAT_SIDE).format(side), article(scene.names[0 if side == "left" else 1])
+        return self._wording(WHAT_SIDE).format(side), article(scene.names[0 if side == "left" else 1])
 
     def which_side(self, scene: Scene) -> Question:
         side = self.rng.choice(("left", "right"))
-        return self.rng.choice(WHICH_SIDE).format(scene.names[0 if side == "left" else 1]), side
+        return self._wording(WHICH_SIDE).format(scene.names[0 if side == "left" else 1]), side
 
 
 MENU: dict[str, list[tuple[Asker, float]]] = {

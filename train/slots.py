@@ -83,4 +83,5 @@ class SlotLoss(nn.Module):
                 name_losses += [-torch.logsumexp(names[n, :, number], 0) for number in set(numbers)]
             else:
                 name_losses += [-names[n, slot, number] for slot, number in enumerate(numbers)]
+        self.parts = {"token": token_loss.item(), "name": torch.stack(name_losses).mean().item(), "size": size_loss.item()}
         return token_loss + torch.stack(name_losses).mean() + 0.2 * size_loss

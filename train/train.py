@@ -37,7 +37,7 @@ QUESTIONS_PER_PICTURE = 6
 SLOT_WEIGHT_IN_STAGE_2 = 0.3
 AVERAGING = 0.99
 REPORT_SECONDS, SAVE_SECONDS = 40, 180
-STAGES = {1: {"batch": 48, "asked": 0, "rate": 6e-4}, 2: {"batch": 32, "asked": 8, "rate": 4e-4}}
+STAGES = {1: {"batch": 64, "asked": 0, "rate": 1e-3}, 2: {"batch": 32, "asked": 8, "rate": 5e-4}}
 """Pictures of a step, how many of them go through the language model, and the highest learning rate."""
 PLAIN_SHARE = 0.15
 """Share of a batch that comes from the plain drawings rather than from the parts."""
@@ -88,7 +88,7 @@ class Pictures:
         self.generator.shuffle(places)
         features, scenes = self.get(places)
         patches = features.shape[1] - 1
-        kept = int(patches * self.generator.uniform(0.35, 0.9))
+        kept = int(patches * self.generator.uniform(0.2, 0.7))
         order = torch.rand(count, patches).argsort(1)[:, :kept] + 1
         order = torch.cat([torch.zeros(count, 1, dtype=torch.long), order], 1)
         features = features.gather(1, order[:, :, None].expand(-1, -1, features.shape[2]))
@@ -99,17 +99,15 @@ class Pictures:
 class Tally:
     """Means since the last report."""
 
-    sums: dict[str, float] = field(default_factory=dict)
-    count: int = 0
+    values: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, **values: float) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
+            self.values.setdefault(name, []).append(value)
 
     def report(self) -> str:
-        text = " ".join(f"{name} {total / self.count:.3f}" for name, total in self.sums.items())
-        self.sums, self.count = {}, 0
+        text = " ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in self.values.items())
+        self.values = {}
         return text
 
 
@@ -179,7 +177,7 @@ class Trainer:
             self.used_minutes = share * self.minutes()
             if self.rank == 0 and now - reported > REPORT_SECONDS:
                 speed = pictures / (now - reported)
-                print(f"stage {self.stage} {self.used_minutes:5.1f} min {speed:5.1f} pictures/s {self.tally.report()}{self._validate()}", flush=True)
+                print(f"stage {self.stage} {self.used_minutes:5.1f} min {speed:5.1f} pictures/s step {self.step} {self.tally.report()}{self._validate()}", flush=True)
                 reported, pictures = now, 0
             if now - saved > SAVE_SECONDS:
                 self._save()
@@ -195,15 +193,16 @@ class Trainer:
         slot_loss = self.slots(soft, scenes)
         if not asked:
             loss = slot_loss
-            self.tally.add(slots=slot_loss.item())
+            self.tally.add(**self.slots.parts)
         else:
             questions = [self.asking.questions(scene, QUESTIONS_PER_PICTURE) for scene in scenes[:asked]]
             answer_loss, right = self.language_model.loss(soft[:asked], self.language_model.pack(questions))
             loss = answer_loss + SLOT_WEIGHT_IN_STAGE_2 * slot_loss
-            self.tally.add(answers=answer_loss.item(), tokens_right=right.float().mean().item(), slots=slot_loss.item())
+            self.tally.add(answers=answer_loss.item(), tokens_right=right.float().mean().item(), **self.slots.parts)
         loss.backward()
         share = self._average_gradients(share)
-        nn.utils.clip_grad_norm_(self.bridge.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.bridge.parameters(), 1.0)
+        self.tally.add(gradient=norm.item())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
