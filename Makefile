@@ -8,7 +8,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 QBRIDGE := $(CARGO_TARGET_DIR)/release/qbridge
 CARGO_FLAGS := --release --locked
 
-.PHONY: demo demo-bundle build setup test lint unit e2e
+.PHONY: demo demo-bundle build setup test lint
 
 demo: build
 	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) && demo/ask.sh $(QBRIDGE) "$$bundle" \
@@ -19,22 +19,19 @@ demo-bundle: build
 	@demo/bundle.sh $(QBRIDGE) $(CACHE)
 
 build: setup
-	cargo build $(CARGO_FLAGS) --bin qbridge
+	cargo build $(CARGO_FLAGS) --workspace
 
 setup:
 	@scripts/setup.sh
-
-test: lint unit e2e
 
 lint: setup
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 
-unit: setup
-	cargo test $(CARGO_FLAGS) --workspace --exclude qbridge-tests
-
-e2e: build
+# Unit, golden and end-to-end tests; the last run the built program, the demo
+# bundle and OpenAI's Python client.
+test: lint build
 	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) \
-	  && QBRIDGE_BIN=$(QBRIDGE) QBRIDGE_DEMO_BUNDLE="$$bundle" QBRIDGE_CACHE=$(CACHE) \
-	     cargo test $(CARGO_FLAGS) -p qbridge-tests
-
+	  && client=$$(scripts/pip-target.sh tests/requirements.txt $(CACHE)) \
+	  && QBRIDGE_BIN=$(QBRIDGE) QBRIDGE_DEMO_BUNDLE="$$bundle" PYTHONPATH="$$client" \
+	     cargo test $(CARGO_FLAGS) --workspace

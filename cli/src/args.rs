@@ -112,12 +112,14 @@ pub struct AskArgs {
 
 /// `qbridge caption`
 #[derive(Debug, Args)]
-#[command(after_help = "Prints {\"image\", \"text\", \"finish_reason\", \"usage\"} for each picture, in the order given,
+#[command(
+    after_help = "Prints {\"image\", \"text\", \"finish_reason\", \"usage\"} for each picture, in the order given,
 or {\"image\", \"error\"} for one that failed; the others go on, and the exit code is 1.
 
 Examples:
   qbridge caption demo photos/*.jpg > captions.jsonl
-  qbridge caption demo a.png b.png | jq -r '[.image, .text] | @tsv'")]
+  qbridge caption demo a.png b.png | jq -r '[.image, .text] | @tsv'"
+)]
 pub struct CaptionArgs {
     /// Bundle directory
     pub bundle: PathBuf,
@@ -140,12 +142,14 @@ pub struct CaptionArgs {
 
 /// `qbridge encode`
 #[derive(Debug, Args)]
-#[command(after_help = "Tensors, all f32: pixels [1, 3, S, S], vision [1, patches + 1, vision width],
+#[command(
+    after_help = "Tensors, all f32: pixels [1, 3, S, S], vision [1, patches + 1, vision width],
 queries [1, queries, Q-Former width], soft_prompt [1, queries, n_embd].
 
 Examples:
   qbridge encode demo cat.png --out cat.safetensors
-  qbridge encode blip2-opt-2.7b/ cat.png --repeat 10 --timings")]
+  qbridge encode blip2-opt-2.7b/ cat.png --repeat 10 --timings"
+)]
 pub struct EncodeArgs {
     /// Bundle directory, or a checkpoint directory that transformers saved
     pub model: PathBuf,

@@ -16,7 +16,10 @@ pub fn read_image(path: &Path) -> Result<Arc<[u8]>> {
     let limit = ImageLimits::default().max_bytes as u64;
     let mut bytes = Vec::new();
     let n = if path == Path::new("-") {
-        std::io::stdin().lock().take(limit + 1).read_to_end(&mut bytes)
+        std::io::stdin()
+            .lock()
+            .take(limit + 1)
+            .read_to_end(&mut bytes)
     } else {
         File::open(path).and_then(|file| {
             if file.metadata()?.is_dir() {

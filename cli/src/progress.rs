@@ -17,7 +17,9 @@ pub fn bytes(total: u64, message: &'static str) -> ProgressBar {
         "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
     )
     .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(total).with_style(style).with_message(message)
+    ProgressBar::new(total)
+        .with_style(style)
+        .with_message(message)
 }
 
 /// A bar over a number of pictures.

@@ -136,6 +136,10 @@ fn decode_as(format: Format, bytes: &[u8], limits: &ImageLimits) -> Result<RgbIm
         Format::Jpeg => jpeg::decode(bytes, limits),
         Format::Tiff => tiff::decode(bytes, limits),
         Format::Png => {
+            // The decoder reads on to the first pixels before it tells the size.
+            if let Some((width, height)) = png_size(bytes) {
+                limits.check(width, height)?;
+            }
             // Counts what metadata unpacks to; the pixels have their limit below.
             let mut overhead = ::image::Limits::no_limits();
             overhead.max_alloc = Some(MAX_OVERHEAD);
@@ -146,6 +150,14 @@ fn decode_as(format: Format, bytes: &[u8], limits: &ImageLimits) -> Result<RgbIm
         Format::Gif => read(format, GifDecoder::new(reader).map_err(told)?, limits),
         Format::Bmp => read(format, BmpDecoder::new(reader).map_err(told)?, limits),
     }
+}
+
+/// Width and height in a PNG's first chunk, where that is the header it must be.
+fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let header = bytes.get(12..24)?.strip_prefix(b"IHDR")?;
+    let (width, height) = header.split_first_chunk()?;
+    let height = height.first_chunk()?;
+    Some((u32::from_be_bytes(*width), u32::from_be_bytes(*height)))
 }
 
 /// Reads the pixels of a decoder that has read the header.

@@ -41,7 +41,13 @@ pub fn qbridge_path() -> PathBuf {
 /// The program with arguments, its logs silent.
 pub fn qbridge<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(qbridge_path());
-    command.args(args).env("QBRIDGE_LOG", "error").stdin(Stdio::null());
+    command
+        .args(args)
+        .env("QBRIDGE_LOG", "error")
+        // Tests run side by side: threads that spin while they wait would
+        // take the cores from each other.
+        .env("OMP_WAIT_POLICY", "passive")
+        .stdin(Stdio::null());
     command
 }
 
@@ -65,11 +71,19 @@ pub fn stdout(command: &mut Command) -> String {
 /// # Panics
 /// It does anything else.
 pub fn one_line_error(command: &mut Command) -> String {
-    let Output { status, stdout, stderr } = command.output().expect("the program starts");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().expect("the program starts");
     let stderr = String::from_utf8(stderr).expect("UTF-8");
     assert_eq!(status.code(), Some(1), "{command:?}: {stderr}");
     assert!(stdout.is_empty(), "{command:?} wrote to standard output");
-    assert_eq!(stderr.trim_end().lines().count(), 1, "{command:?}: {stderr}");
+    assert_eq!(
+        stderr.trim_end().lines().count(),
+        1,
+        "{command:?}: {stderr}"
+    );
     stderr.trim_end().to_owned()
 }
 

@@ -11,7 +11,9 @@ use qformer::config::Blip2Config;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{FORMAT, MANIFEST_FILE};
-use super::{Bundle, FileEntry, Files, GenerationDefaults, Manifest, Source, check_fit, hex, sha256_file};
+use super::{
+    Bundle, FileEntry, Files, GenerationDefaults, Manifest, Source, check_fit, hex, sha256_file,
+};
 use crate::image_encoder::read_preprocessing;
 use crate::language_model::GgufInfo;
 use crate::{Error, Result};
@@ -45,7 +47,9 @@ pub fn create(
     progress: &dyn Fn(u64),
 ) -> Result<Bundle> {
     if out.exists() {
-        return Err(Error::Exists { path: out.to_owned() });
+        return Err(Error::Exists {
+            path: out.to_owned(),
+        });
     }
     let config = Blip2Config::read(checkpoint_dir)?;
     let preprocessing = read_preprocessing(checkpoint_dir, &config)?;
@@ -171,5 +175,8 @@ fn base_name(path: &Path) -> String {
     path.canonicalize()
         .unwrap_or_else(|_| path.to_owned())
         .file_name()
-        .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+        .map_or_else(
+            || "model".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        )
 }

@@ -131,7 +131,9 @@ impl Manifest {
         let size = match std::fs::metadata(&path) {
             Ok(metadata) => metadata.len(),
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::NotABundle { dir: dir.to_owned() });
+                return Err(Error::NotABundle {
+                    dir: dir.to_owned(),
+                });
             }
             Err(source) => return Err(Error::Io { path, source }),
         };

@@ -135,15 +135,27 @@ fn check_fit(
     if manifest.qformer.encoder_hidden_size != manifest.vision.hidden_size {
         return mismatch(
             "vision width",
-            format!("the Q-Former reads rows of {}", manifest.qformer.encoder_hidden_size),
-            format!("the vision tower gives rows of {}", manifest.vision.hidden_size),
+            format!(
+                "the Q-Former reads rows of {}",
+                manifest.qformer.encoder_hidden_size
+            ),
+            format!(
+                "the vision tower gives rows of {}",
+                manifest.vision.hidden_size
+            ),
         );
     }
     if manifest.preprocessing.size != manifest.vision.image_size {
         return mismatch(
             "picture size",
-            format!("preprocessing makes {0} x {0} pixels", manifest.preprocessing.size),
-            format!("the vision tower takes {0} x {0}", manifest.vision.image_size),
+            format!(
+                "preprocessing makes {0} x {0} pixels",
+                manifest.preprocessing.size
+            ),
+            format!(
+                "the vision tower takes {0} x {0}",
+                manifest.vision.image_size
+            ),
         );
     }
     let name = "query_tokens";
@@ -152,7 +164,10 @@ fn check_fit(
     if shape != expected {
         return mismatch(
             "query tokens",
-            format!("{} holds {name} {shape:?}", checkpoint.raw(name)?.path.display()),
+            format!(
+                "{} holds {name} {shape:?}",
+                checkpoint.raw(name)?.path.display()
+            ),
             format!("{MANIFEST_FILE} says {expected:?}"),
         );
     }
@@ -162,7 +177,10 @@ fn check_fit(
     if shape != expected {
         return mismatch(
             "projection",
-            format!("{} holds {name} {shape:?}", checkpoint.raw(name)?.path.display()),
+            format!(
+                "{} holds {name} {shape:?}",
+                checkpoint.raw(name)?.path.display()
+            ),
             format!(
                 "{} ({}) with n_embd {} and a Q-Former of {} need {expected:?}",
                 llm_path.display(),

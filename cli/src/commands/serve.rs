@@ -26,13 +26,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
             ..model_options(&args.engine, args.slots)
         };
         let bundle = args.bundle.clone();
-        let model =
-            tokio::task::spawn_blocking(move || Model::open(&bundle, &options)).await??;
+        let model = tokio::task::spawn_blocking(move || Model::open(&bundle, &options)).await??;
         spinner.finish_and_clear();
-        eprintln!(
-            "serving {} on http://{address}/v1",
-            model.manifest().name
-        );
+        eprintln!("serving {} on http://{address}/v1", model.manifest().name);
         server::serve(
             Arc::new(model),
             ServeOptions::default(),

@@ -1,0 +1,269 @@
+//! The built program on the tiny golden checkpoint: what transformers answered
+//! is what `qbridge bundle` and `qbridge ask` answer.
+
+use std::path::{Path, PathBuf};
+
+use qbridge_tests::{golden, one_line_error, qbridge, stdout};
+use serde_json::Value;
+
+/// A bundle of the golden checkpoint in a directory of its own.
+fn bundle(dir: &Path) -> PathBuf {
+    let out = dir.join("tiny");
+    let printed = stdout(
+        qbridge(["bundle"])
+            .arg(golden("llm/checkpoint"))
+            .arg("--llm")
+            .arg(golden("llm/llm.gguf"))
+            .arg("--out")
+            .arg(&out),
+    );
+    assert_eq!(printed.trim_end(), out.to_str().unwrap());
+    out
+}
+
+fn picture(name: &str) -> PathBuf {
+    golden(&format!("llm/pictures/{name}.png"))
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn answers_are_transformers_token_for_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path());
+    let golden = read_json(&golden("llm/golden.json"));
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 20);
+    for case in cases {
+        let text = stdout(
+            qbridge(["ask", "--raw", "--json", "--cache-type", "f32"])
+                .args(["--max-tokens", &golden["max_new_tokens"].to_string()])
+                .arg(&bundle)
+                .arg(picture(case["picture"].as_str().unwrap()))
+                .arg(case["prompt"].as_str().unwrap()),
+        );
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer["token_ids"], case["answer_ids"], "{case}");
+        let prompt_rows = case["prompt_ids"].as_array().unwrap().len() as u64
+            + golden["num_query_tokens"].as_u64().unwrap();
+        assert_eq!(answer["usage"]["prompt_tokens"], prompt_rows, "{case}");
+        assert_eq!(
+            answer["usage"]["image_tokens"], golden["num_query_tokens"],
+            "{case}"
+        );
+    }
+}
+
+#[test]
+fn captions_do_not_depend_on_what_runs_beside_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path());
+    let caption = |slots: &str| {
+        stdout(
+            qbridge([
+                "caption",
+                "--cache-type",
+                "f32",
+                "--slots",
+                slots,
+                "--max-tokens",
+                "24",
+            ])
+            .arg(&bundle)
+            .args(
+                [
+                    "ramp", "boxes", "circle", "face", "stripes", "ramp", "boxes", "face",
+                ]
+                .map(picture),
+            ),
+        )
+    };
+    let together = caption("8");
+    assert_eq!(together.lines().count(), 8);
+    assert_eq!(together, caption("1"));
+    let texts: std::collections::HashSet<String> = together
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].to_string())
+        .collect();
+    assert_eq!(
+        texts.len(),
+        5,
+        "each picture has an answer of its own: {texts:?}"
+    );
+}
+
+#[test]
+fn a_picture_that_fails_leaves_the_others_their_captions() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path());
+    let output = qbridge(["caption", "--max-tokens", "4"])
+        .arg(&bundle)
+        .args([
+            picture("ramp"),
+            dir.path().join("absent.png"),
+            picture("face"),
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let lines: Vec<Value> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines[0]["text"].is_string() && lines[2]["text"].is_string());
+    assert!(lines[1]["error"].as_str().unwrap().contains("absent.png"));
+}
+
+#[test]
+fn encode_writes_the_references_soft_prompt_from_checkpoint_and_bundle() {
+    let dir = tempfile::tempdir().unwrap();
+    let reference = std::fs::read(golden("llm/reference.safetensors")).unwrap();
+    let reference = safetensors::SafeTensors::deserialize(&reference).unwrap();
+    let expected = floats(&reference.tensor("soft_prompt").unwrap());
+    let pictures = read_json(&golden("llm/golden.json"))["pictures"].clone();
+    let pictures = pictures.as_array().unwrap();
+    let rows = expected.len() / pictures.len();
+    for model in [golden("llm/checkpoint"), bundle(dir.path())] {
+        for (name, expected) in pictures.iter().zip(expected.chunks(rows)) {
+            let out = dir.path().join("x.safetensors");
+            stdout(
+                qbridge(["encode"])
+                    .arg(&model)
+                    .arg(picture(name.as_str().unwrap()))
+                    .arg("--out")
+                    .arg(&out),
+            );
+            let file = std::fs::read(&out).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+            let mut names = tensors.names();
+            names.sort();
+            assert_eq!(names, ["pixels", "queries", "soft_prompt", "vision"]);
+            let found = floats(&tensors.tensor("soft_prompt").unwrap());
+            assert_eq!(found.len(), expected.len());
+            let difference = found
+                .iter()
+                .zip(expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
+            assert!(difference <= 1e-4, "{name}: {difference}");
+        }
+    }
+}
+
+fn floats(tensor: &safetensors::tensor::TensorView<'_>) -> Vec<f32> {
+    assert_eq!(tensor.dtype(), safetensors::Dtype::F32);
+    tensor
+        .data()
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .collect()
+}
+
+#[test]
+fn encode_times_each_repetition() {
+    let lines = stdout(
+        qbridge(["encode", "--repeat", "3", "--timings"])
+            .arg(golden("llm/checkpoint"))
+            .arg(picture("ramp")),
+    );
+    let seconds: Vec<f64> = lines
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["seconds"]
+                .as_f64()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(seconds.len(), 3);
+    assert!(seconds.iter().all(|seconds| *seconds > 0.0));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_answer_and_another_seed_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path());
+    let ask = |seed: &str| {
+        stdout(
+            qbridge(["ask", "--raw", "--temperature", "1.5", "--seed", seed])
+                .args(["--max-tokens", "24"])
+                .arg(&bundle)
+                .arg(picture("face"))
+                .arg("what"),
+        )
+    };
+    assert_eq!(ask("1"), ask("1"));
+    assert_ne!(ask("1"), ask("2"));
+}
+
+#[test]
+fn every_cache_type_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path());
+    for cache_type in ["f16", "f32", "q8_0"] {
+        let text = stdout(
+            qbridge([
+                "ask",
+                "--raw",
+                "--max-tokens",
+                "4",
+                "--cache-type",
+                cache_type,
+            ])
+            .arg(&bundle)
+            .arg(picture("face"))
+            .arg("what"),
+        );
+        assert!(!text.trim().is_empty(), "{cache_type}");
+    }
+}
+
+#[test]
+fn a_bundle_knows_when_its_files_were_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path());
+    stdout(qbridge(["inspect", "--verify"]).arg(&bundle));
+
+    let path = bundle.join("vision.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let error = one_line_error_after_output(qbridge(["inspect", "--verify"]).arg(&bundle));
+    assert!(
+        error.contains("vision.safetensors") && error.contains("sha256"),
+        "{error}"
+    );
+
+    bytes.pop();
+    std::fs::write(&path, &bytes).unwrap();
+    let error = one_line_error(qbridge(["inspect"]).arg(&bundle));
+    assert!(error.contains("vision.safetensors"), "{error}");
+    assert!(error.contains(&bytes.len().to_string()), "{error}");
+}
+
+/// As [`one_line_error`], where what went before the failure was printed.
+fn one_line_error_after_output(command: &mut std::process::Command) -> String {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_bundle_is_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = bundle(dir.path());
+    let error = one_line_error(
+        qbridge(["bundle"])
+            .arg(golden("llm/checkpoint"))
+            .arg("--llm")
+            .arg(golden("llm/llm.gguf"))
+            .arg("--out")
+            .arg(&out),
+    );
+    assert!(error.contains("exists already"), "{error}");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "no partial directory is left: {left:?}");
+}
