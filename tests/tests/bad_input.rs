@@ -1,6 +1,8 @@
 //! Bad input is a normal case: one clear line that names what is wrong, exit
 //! code 1, and a server that goes on serving.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use qbridge_tests::{Server, chat, demo_bundle, golden, one_line_error, qbridge, repository};

@@ -1,6 +1,8 @@
 //! The built program on the tiny golden checkpoint: what transformers answered
 //! is what `qbridge bundle` and `qbridge ask` answer.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 use qbridge_tests::{golden, one_line_error, qbridge, stdout};

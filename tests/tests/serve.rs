@@ -1,5 +1,7 @@
 //! The server on the demo bundle, as OpenAI's clients use it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::process::Command;
 
 use qbridge_tests::{Server, chat, demo_bundle, repository};
@@ -22,12 +24,11 @@ fn openais_own_client_finds_nothing_amiss() {
         .arg(repository().join("demo/pictures/dog.png"))
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let [out, err] =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success(), "{out}{err}");
+    let checks = out.lines().filter(|line| line.starts_with("ok ")).count();
+    assert_eq!(checks, 7, "{out}");
 }
 
 #[test]
