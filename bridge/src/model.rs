@@ -121,10 +121,10 @@ impl Model {
                 eos_token: language_model.eos_text(),
             }),
             vision: VisionWorker::start(encoder, engine.clone(), options.queue)?,
+            n_ctx: engine.options().n_ctx,
             engine,
             language_model,
             manifest,
-            n_ctx,
         })
     }
 
@@ -147,6 +147,7 @@ impl Model {
     /// fit the context, or the queue is full. A picture at fault is told by
     /// the first event.
     pub fn submit(&self, request: Request) -> Result<Receiver<Event>> {
+        request.sampling.validate()?;
         let segments = self.render(&request)?;
         let pieces = tokenize(segments, &self.language_model)?;
         let n_prompt_tokens = self.count_rows(&pieces);

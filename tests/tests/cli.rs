@@ -4,21 +4,27 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use qbridge_tests::{golden, one_line_error, qbridge, stdout};
 use serde_json::Value;
 
+/// The command that makes a bundle of the golden checkpoint.
+fn bundle_command(out: &Path) -> Command {
+    let mut command = qbridge(["bundle"]);
+    command
+        .arg(golden("llm/checkpoint"))
+        .arg("--llm")
+        .arg(golden("llm/llm.gguf"))
+        .arg("--out")
+        .arg(out);
+    command
+}
+
 /// A bundle of the golden checkpoint in a directory of its own.
 fn bundle(dir: &Path) -> PathBuf {
     let out = dir.join("tiny");
-    let printed = stdout(
-        qbridge(["bundle"])
-            .arg(golden("llm/checkpoint"))
-            .arg("--llm")
-            .arg(golden("llm/llm.gguf"))
-            .arg("--out")
-            .arg(&out),
-    );
+    let printed = stdout(&mut bundle_command(&out));
     assert_eq!(printed.trim_end(), out.to_str().unwrap());
     out
 }
@@ -247,7 +253,7 @@ fn a_bundle_knows_when_its_files_were_changed() {
 }
 
 /// As [`one_line_error`], where what went before the failure was printed.
-fn one_line_error_after_output(command: &mut std::process::Command) -> String {
+fn one_line_error_after_output(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     String::from_utf8(output.stderr).unwrap()
@@ -257,14 +263,7 @@ fn one_line_error_after_output(command: &mut std::process::Command) -> String {
 fn a_bundle_is_never_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let out = bundle(dir.path());
-    let error = one_line_error(
-        qbridge(["bundle"])
-            .arg(golden("llm/checkpoint"))
-            .arg("--llm")
-            .arg(golden("llm/llm.gguf"))
-            .arg("--out")
-            .arg(&out),
-    );
+    let error = one_line_error(&mut bundle_command(&out));
     assert!(error.contains("exists already"), "{error}");
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "no partial directory is left: {left:?}");
