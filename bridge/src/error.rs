@@ -147,9 +147,8 @@ impl Error {
         match self {
             Error::ContextLengthExceeded { .. } => ErrorKind::ContextLengthExceeded,
             Error::QueueFull { .. } => ErrorKind::QueueFull,
-            Error::InvalidRequest { .. } | Error::EmptyPrompt | Error::Prompt(_) => {
-                ErrorKind::InvalidRequest
-            }
+            Error::InvalidRequest { .. } | Error::EmptyPrompt => ErrorKind::InvalidRequest,
+            Error::Prompt(error) if error.is_request() => ErrorKind::InvalidRequest,
             Error::Vision(qformer::Error::Image(error)) if error.is_too_large() => {
                 ErrorKind::ImageTooLarge
             }
@@ -166,6 +165,7 @@ impl Error {
             | Error::Context { .. }
             | Error::Decode { .. }
             | Error::NoBos
+            | Error::Prompt(_)
             | Error::VisionFailed
             | Error::Thread(_)
             | Error::Stopped => ErrorKind::Internal,

@@ -31,7 +31,10 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
         eprintln!("serving {} on http://{address}/v1", model.manifest().name);
         server::serve(
             Arc::new(model),
-            ServeOptions::default(),
+            ServeOptions {
+                max_requests: usize::from(args.slots) + usize::from(args.queue),
+                ..ServeOptions::default()
+            },
             listener,
             shutdown_signal(),
         )
