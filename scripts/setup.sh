@@ -19,21 +19,32 @@ if ! python3 -m pip --version >/dev/null 2>&1; then
     command -v python3 >/dev/null || missing+=(python3)
     missing+=(python3-pip)
 fi
+# The JPEG decoder builds without an assembler too, but decodes slower then.
+optional=()
+command -v nasm >/dev/null || optional+=(nasm)
+
+may_install=()
+if command -v apt-get >/dev/null; then
+    if [ "$(id -u)" -eq 0 ]; then
+        may_install=(env)
+    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        may_install=(sudo env)
+    fi
+fi
+if [ ${#may_install[@]} -gt 0 ]; then
+    missing+=("${optional[@]}")
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if ! command -v apt-get >/dev/null; then
     echo "setup: these are missing, and there is no apt-get here to install them: ${missing[*]}" >&2
     exit 1
 fi
-if [ "$(id -u)" -eq 0 ]; then
-    sudo=()
-elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
-    sudo=(sudo)
-else
+if [ ${#may_install[@]} -eq 0 ]; then
     echo "setup: these packages are missing and need root to install; run this, then make again:" >&2
-    echo "    sudo apt-get update && sudo apt-get install -y ${missing[*]}" >&2
+    echo "    sudo apt-get update && sudo apt-get install -y ${missing[*]} ${optional[*]}" >&2
     exit 1
 fi
 echo "setup: installing ${missing[*]}" >&2
-"${sudo[@]}" apt-get update -qq
-"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+"${may_install[@]}" apt-get update -qq
+"${may_install[@]}" DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
