@@ -21,6 +21,9 @@ pub enum Error {
     /// The last message is the assistant's, so there is no turn to answer.
     #[error("the last message is the assistant's; continuing it is not supported")]
     NothingToAnswer,
+    /// The question is there, but blank. A picture without any text is captioned.
+    #[error("the question is empty: ask something, or send the picture alone to have it captioned")]
+    EmptyQuestion,
     /// A message refers to an image that the request does not have.
     #[error("message {message} refers to image {image}, but the request has {images}")]
     NoSuchImage {
@@ -128,6 +131,7 @@ impl Error {
             Error::NoMessages
             | Error::EmptyMessage { .. }
             | Error::NothingToAnswer
+            | Error::EmptyQuestion
             | Error::NoSuchImage { .. }
             | Error::UnusedImage { .. }
             | Error::ImageOutsideUserMessage { .. }

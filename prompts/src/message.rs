@@ -112,6 +112,9 @@ pub(crate) fn check(messages: &[Message], max_images: Option<usize>) -> Result<(
     if last.role == Role::Assistant {
         return Err(Error::NothingToAnswer);
     }
+    if last.role == Role::User && last.says_nothing() && last.texts().next().is_some() {
+        return Err(Error::EmptyQuestion);
+    }
     let images = messages.iter().flat_map(Message::images).count();
     match max_images {
         Some(max) if images > max => Err(Error::TooManyImages { images, max }),

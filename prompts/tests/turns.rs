@@ -54,13 +54,9 @@ fn blip2_puts_the_queries_before_bos() {
 }
 
 #[test]
-fn blip2_captions_from_an_empty_prompt() {
+fn blip2_captions_a_picture_alone() {
     assert_eq!(
         blip2(&[user(&["IMAGE"])]).unwrap(),
-        [Segment::Image(0), BOS]
-    );
-    assert_eq!(
-        blip2(&[user(&["IMAGE", " "])]).unwrap()[..2],
         [Segment::Image(0), BOS]
     );
     let mut coco = serde_json::to_value(Layout::preset("blip2-opt").unwrap()).unwrap();
@@ -255,4 +251,16 @@ fn layouts_survive_toml() {
     }
     let error = toml::from_str::<Layout>("layout = \"turns\"\nuser_prefx = \"\"").unwrap_err();
     assert!(error.to_string().contains("user_prefx"), "{error}");
+}
+
+#[test]
+fn a_blank_question_is_refused_and_a_picture_alone_is_not() {
+    for preset in ["blip2", "minigpt4"] {
+        for text in ["", " \n"] {
+            let error = render(preset, &[user(&["IMAGE", text])]).unwrap_err();
+            assert_eq!(error, Error::EmptyQuestion);
+            assert!(error.is_request());
+        }
+        render(preset, &[user(&["IMAGE"])]).unwrap();
+    }
 }

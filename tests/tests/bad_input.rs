@@ -231,6 +231,9 @@ fn the_server_answers_bad_input_and_goes_on() {
     let (status, body) = server.post("/chat/completions", &chat(&whole, &"word ".repeat(300)));
     assert_eq!(status, 400, "{body}");
     assert_eq!(body["error"]["code"], "context_length_exceeded");
+    let (status, body) = server.post("/chat/completions", &chat(&whole, ""));
+    assert_eq!(status, 400, "{body}");
+    assert_eq!(body["error"]["code"], "invalid_prompt");
     assert_eq!(server.post_text("/chat/completions", "{").0, 400);
     assert_eq!(server.post_text("/nowhere", "{}").0, 404);
 

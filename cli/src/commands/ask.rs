@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bridge::ErrorKind;
 use bridge::event::{FinishReason, Timings, Usage};
 use bridge::model::{Prompt, Request};
@@ -26,9 +26,6 @@ struct Output<'a> {
 
 /// Runs the command.
 pub fn run(args: &AskArgs) -> Result<ExitCode> {
-    if !args.raw && args.question.trim().is_empty() {
-        bail!("the question is empty; ask something, or use --raw to send nothing but the picture");
-    }
     let image = read_image(&args.image)?;
     let model = open_model(&args.bundle, &args.engine, 1)?;
     let prompt = if args.raw {
