@@ -14,9 +14,6 @@ from pathlib import Path
 HELD_OUT_STYLE = "twemoji"
 """Never trained on, and never looked at to choose names or weights."""
 
-VALIDATION_STYLE = "fluent-emoji-3d"
-"""Drawn apart from the other training styles, in the runs that choose settings; trained on in the last."""
-
 ICONIFY_STYLES = (
     "noto",
     "noto-v1",
@@ -307,10 +304,9 @@ NO_ARTICLE = set(
 
 
 def _key(text: str) -> str:
-    """Letters and digits only, without the variant number and the "face" that older sets add."""
+    """Lower-case letters and digits only, without a variant's number."""
     text = re.sub(r"-\d$", "", text.lower().replace("’", ""))
-    squeezed = re.sub(r"[^a-z0-9]", "", text)
-    return squeezed
+    return re.sub(r"[^a-z0-9]", "", text)
 
 
 ALIASES = {

@@ -34,10 +34,10 @@ from scenes import Scene
 from slots import SlotLoss
 
 QUESTIONS_PER_PICTURE = 6
-SLOT_WEIGHT_IN_STAGE_2 = 0.3
+SLOT_WEIGHT_IN_STAGE_2 = 2.0
 AVERAGING = 0.99
-REPORT_SECONDS, SAVE_SECONDS = 40, 180
-STAGES = {1: {"batch": 64, "asked": 0, "rate": 1e-3}, 2: {"batch": 32, "asked": 8, "rate": 5e-4}}
+REPORT_SECONDS, SAVE_SECONDS = 40, 120
+STAGES = {1: {"batch": 64, "asked": 0, "rate": 1e-3}, 2: {"batch": 32, "asked": 8, "rate": 4e-4}}
 """Pictures of a step, how many of them go through the language model, and the highest learning rate."""
 PLAIN_SHARE = 0.15
 """Share of a batch that comes from the plain drawings rather than from the parts."""
@@ -52,6 +52,7 @@ class Options:
     out: Path
     stage1_minutes: float
     stage2_minutes: float
+    batch_scale: int
     without_style: str | None
     device: str
 
@@ -88,7 +89,7 @@ class Pictures:
         self.generator.shuffle(places)
         features, scenes = self.get(places)
         patches = features.shape[1] - 1
-        kept = int(patches * self.generator.uniform(0.2, 0.7))
+        kept = int(patches * self.generator.uniform(0.3, 0.9))
         order = torch.rand(count, patches).argsort(1)[:, :kept] + 1
         order = torch.cat([torch.zeros(count, 1, dtype=torch.long), order], 1)
         features = features.gather(1, order[:, :, None].expand(-1, -1, features.shape[2]))
@@ -170,7 +171,7 @@ class Trainer:
         share = self.used_minutes / self.minutes()
         while share < 1:
             rate = STAGES[self.stage]["rate"] * min(1.0, share / 0.03 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share)) + 1e-6
-            batch, asked = (STAGES[self.stage][key] // self.processes for key in ("batch", "asked"))
+            batch, asked = (self.options.batch_scale * STAGES[self.stage][key] // self.processes for key in ("batch", "asked"))
             share = self._one_step(batch, asked, rate, (time.monotonic() - start) / 60 / self.minutes())
             pictures += batch * self.processes
             now = time.monotonic()
@@ -286,6 +287,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for the state and the weights")
     parser.add_argument("--stage1-minutes", type=float, default=15)
     parser.add_argument("--stage2-minutes", type=float, default=60)
+    parser.add_argument("--batch-scale", type=int, default=1, help="multiply the batches, for a GPU")
     parser.add_argument("--without-style", help="leave this training style out and report on it, to choose settings by")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     options = Options(**vars(parser.parse_args()))
