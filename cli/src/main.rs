@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod input;
+mod openmp;
 mod progress;
 
 use std::io::IsTerminal;
@@ -15,6 +16,7 @@ use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    openmp::bound_spinning();
     let default_level = match cli.command {
         Command::Serve(_) => "info",
         _ => "warn",

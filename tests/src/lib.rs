@@ -44,9 +44,6 @@ pub fn qbridge<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) -> 
     command
         .args(args)
         .env("QBRIDGE_LOG", "error")
-        // Tests run side by side: threads that spin while they wait would
-        // take the cores from each other.
-        .env("OMP_WAIT_POLICY", "passive")
         .stdin(Stdio::null());
     command
 }

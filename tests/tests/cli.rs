@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use qbridge_tests::{golden, one_line_error, qbridge, stdout};
+use qbridge_tests::{demo_bundle, golden, one_line_error, qbridge, repository, stdout};
 use serde_json::Value;
 
 /// The command that makes a bundle of the golden checkpoint.
@@ -62,6 +62,25 @@ fn answers_are_transformers_token_for_token() {
             "{case}"
         );
     }
+}
+
+#[test]
+fn the_demo_names_most_of_its_pictures() {
+    let names = ["dog", "penguin", "banana", "bicycle", "sunflower"];
+    let answers = stdout(
+        qbridge(["caption", "--prompt", "What is this?"])
+            .arg(demo_bundle())
+            .args(names.map(|name| repository().join(format!("demo/pictures/{name}.png")))),
+    );
+    let right = answers
+        .lines()
+        .zip(names)
+        .filter(|(line, name)| {
+            let answer: Value = serde_json::from_str(line).unwrap();
+            answer["text"] == format!("a {name}")
+        })
+        .count();
+    assert!(right >= 3, "{right} of {}: {answers}", names.len());
 }
 
 #[test]
