@@ -2,8 +2,8 @@
 
 /// Iterations before a waiting thread sleeps: some microseconds, longer than
 /// most waits inside a step. Measured on two cores, 100 tokens of a 135M model:
-/// as fast as the default on an idle machine, and 9 to 60 times faster beside
-/// another busy process, where the default spins through whole time slices.
+/// about as fast as the default on an idle machine, and 8 to 60 times faster
+/// beside another busy process, where the default spins through whole time slices.
 #[cfg(target_os = "linux")]
 const SPIN_COUNT: &str = "1000";
 
