@@ -113,6 +113,11 @@ pub enum Error {
         "the prompt layout begins with a BOS token, and the language model's vocabulary has none; choose another layout with `qbridge bundle --layout`"
     )]
     NoBos,
+    /// The layout has an EOS token, and the vocabulary has none.
+    #[error(
+        "the prompt layout holds an EOS token, and the language model's vocabulary has none; choose another layout with `qbridge bundle --layout`"
+    )]
+    NoEos,
     /// A batch of pictures failed on the device; the log has the cause.
     #[error("the picture could not be encoded")]
     VisionFailed,
@@ -165,6 +170,7 @@ impl Error {
             | Error::Context { .. }
             | Error::Decode { .. }
             | Error::NoBos
+            | Error::NoEos
             | Error::Prompt(_)
             | Error::VisionFailed
             | Error::Thread(_)

@@ -17,13 +17,14 @@ pub(crate) enum Piece {
 /// Tokenizes the text between the pictures; adjacent tokens become one piece.
 ///
 /// # Errors
-/// The layout asks for a BOS token that the vocabulary does not have.
+/// The layout asks for a BOS or EOS token that the vocabulary does not have.
 pub(crate) fn tokenize(segments: Vec<Segment>, model: &LanguageModel) -> Result<Vec<Piece>> {
     let mut pieces: Vec<Piece> = Vec::new();
     for segment in join(segments, model.special_token_texts()) {
         let ids = match segment {
             Segment::Text { text, special } => model.tokenize(&text, special)?,
             Segment::Token(SpecialToken::Bos) => vec![model.bos().ok_or(Error::NoBos)?],
+            Segment::Token(SpecialToken::Eos) => vec![model.eos().ok_or(Error::NoEos)?],
             Segment::Image(index) => {
                 pieces.push(Piece::Image(index));
                 continue;

@@ -7,7 +7,14 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The names [`Layout::preset`] knows.
-pub const PRESETS: [&str; 4] = ["chat-template", "blip2", "blip2-opt", "minigpt4"];
+pub const PRESETS: [&str; 6] = [
+    "chat-template",
+    "blip2",
+    "blip2-opt",
+    "instructblip",
+    "instructblip-t5",
+    "minigpt4",
+];
 
 /// Where a picture stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -49,12 +56,18 @@ impl Layout {
     ///   (`Question: {} Answer: {}. Question: {} Answer:`); a lone picture is captioned from `[queries][BOS]`.
     ///   Answers end at a line break, whatever the language model.
     /// - `blip2-opt`: the same for OPT, whose answers end at its token of a line break (50118).
+    /// - `instructblip`: `[queries][EOS]{}`, the instruction as it is; several pictures are the frames of a video. The
+    ///   token before the text is the vocabulary's end of sequence: InstructBLIP's Vicuna was given `</s>` (2) as its BOS,
+    ///   and answers far worse behind `<s>`.
+    /// - `instructblip-t5`: `[queries]{}[EOS]`, for an encoder.
     /// - `minigpt4`: MiniGPT-4's `###Human: <Img>[queries]</Img> {}###Assistant: ` (`minigpt4/conversation`).
     pub fn preset(name: &str) -> Result<Layout> {
         match name {
             "chat-template" => Ok(Layout::ChatTemplate(ChatTemplateLayout::default())),
             "blip2" => Ok(Layout::Turns(TurnsLayout::blip2())),
             "blip2-opt" => Ok(Layout::blip2(vec![50118])),
+            "instructblip" => Ok(Layout::Turns(TurnsLayout::instructblip())),
+            "instructblip-t5" => Ok(Layout::Turns(TurnsLayout::instructblip_t5())),
             "minigpt4" => Ok(Layout::Turns(TurnsLayout::minigpt4())),
             _ => Err(Error::UnknownPreset {
                 name: name.to_owned(),
@@ -98,8 +111,8 @@ impl Layout {
 
     /// A prompt written by hand: `images` soft prompts in the family's place, and `text` as it is, special tokens parsed.
     ///
-    /// `[queries][BOS][text]` where the image stands before BOS, else `[BOS][queries][text]`; a `chat-template` layout adds
-    /// no BOS (`[queries][text]`), since only the vocabulary knows whether there is one.
+    /// `[queries][BOS][text]` where the image stands before BOS, else `[BOS][queries][text]`, and the layout's EOS behind; a
+    /// `chat-template` layout adds no BOS (`[queries][text]`), since only the vocabulary knows whether there is one.
     pub fn render_raw(&self, text: &str, images: usize) -> Result<Vec<Segment>> {
         if let Some(max) = self.max_images().filter(|max| images > *max) {
             return Err(Error::TooManyImages { images, max });
@@ -113,12 +126,44 @@ impl Layout {
             } else {
                 0
             };
-            segments.insert(place, Segment::Token(SpecialToken::Bos));
+            segments.insert(place, Segment::Token(layout.bos_token));
         }
         if !text.is_empty() {
             segments.push(Segment::special(text));
         }
+        if let Layout::Turns(TurnsLayout { eos: true, .. }) = self {
+            segments.push(Segment::Token(SpecialToken::Eos));
+        }
         Ok(segments)
+    }
+
+    /// The instruction that a Q-Former reads beside each of `images` pictures (InstructBLIP): the user's words of the turn
+    /// that shows the picture, or of the next turn that has any, without the layout's own text; [`Layout::caption_prompt`]
+    /// where a last turn shows pictures alone.
+    ///
+    /// Reference: transformers' `InstructBlipProcessor` and LAVIS's `blip2_vicuna_instruct.py` give the Q-Former the very
+    /// text that they give the language model, which is the user's instruction and nothing else.
+    pub fn instructions(&self, messages: &[Message], images: usize) -> Vec<String> {
+        let messages = merge_neighbours(with_caption_prompt(messages, self.caption_prompt()));
+        let turns: Vec<(Vec<usize>, String)> = messages
+            .iter()
+            .filter(|message| message.role == Role::User)
+            .map(|turn| {
+                let text = turn.texts().collect::<Vec<_>>().join("\n");
+                (turn.images().collect(), text)
+            })
+            .collect();
+        (0..images)
+            .map(|image| {
+                turns
+                    .iter()
+                    .skip_while(|(shown, _)| !shown.contains(&image))
+                    .map(|(_, text)| text)
+                    .find(|text| !text.trim().is_empty())
+                    .cloned()
+                    .unwrap_or_default()
+            })
+            .collect()
     }
 
     /// Texts that end an answer; the answer does not include them.
@@ -164,6 +209,18 @@ pub(crate) fn with_caption_prompt(messages: &[Message], caption_prompt: &str) ->
         last.parts.push(Part::Text(caption_prompt.to_owned()));
     }
     messages
+}
+
+/// Neighbouring messages of one role as one message, which is one turn.
+pub(crate) fn merge_neighbours(messages: Vec<Message>) -> Vec<Message> {
+    let mut merged: Vec<Message> = Vec::with_capacity(messages.len());
+    for message in messages {
+        match merged.last_mut() {
+            Some(last) if last.role == message.role => last.parts.extend(message.parts),
+            _ => merged.push(message),
+        }
+    }
+    merged
 }
 
 /// Whether a message shows a picture and says nothing.

@@ -1,5 +1,7 @@
 //! What a rendered prompt consists of.
 
+use serde::{Deserialize, Serialize};
+
 /// A piece of a prompt, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Segment {
@@ -36,10 +38,14 @@ impl Segment {
 }
 
 /// A token that layouts name by its purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SpecialToken {
     /// Begin of sequence, as the language model's vocabulary defines it.
+    #[default]
     Bos,
+    /// End of sequence, likewise.
+    Eos,
 }
 
 /// Collects segments; adjacent text of one kind becomes one segment, so that it is tokenized in one piece.

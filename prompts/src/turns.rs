@@ -1,6 +1,6 @@
 //! Turns written out as plain text, for families from before chat templates.
 
-use crate::layout::{asks_for_caption, with_caption_prompt};
+use crate::layout::{asks_for_caption, merge_neighbours, with_caption_prompt};
 use crate::message::{check, ordered_parts};
 use crate::segment::Segments;
 use crate::{Error, ImagePosition, Message, Part, Result, Role, Segment, SpecialToken};
@@ -23,6 +23,10 @@ pub struct TurnsLayout {
     pub max_images: Option<usize>,
     /// Whether the prompt has a BOS token.
     pub bos: bool,
+    /// The token that stands for BOS, for models that were trained behind another than their vocabulary's.
+    pub bos_token: SpecialToken,
+    /// Whether the prompt ends with EOS, as encoders read it.
+    pub eos: bool,
     /// Where pictures stand.
     pub image_position: ImagePosition,
     /// Text before a picture.
@@ -64,6 +68,30 @@ impl TurnsLayout {
         }
     }
 
+    /// InstructBLIP with a decoder: LAVIS `blip2_vicuna_instruct.py` and the prompts of `projects/instructblip`. The family
+    /// was trained on single turns; earlier ones are joined by line breaks.
+    pub(crate) fn instructblip() -> TurnsLayout {
+        TurnsLayout {
+            caption_prompt: "A short image caption.".into(),
+            bos: true,
+            bos_token: SpecialToken::Eos,
+            image_position: ImagePosition::BeforeBos,
+            assistant_prefix: "\n".into(),
+            assistant_suffix: "\n".into(),
+            ..TurnsLayout::default()
+        }
+    }
+
+    /// InstructBLIP with T5: LAVIS `blip2_t5_instruct.py`.
+    pub(crate) fn instructblip_t5() -> TurnsLayout {
+        TurnsLayout {
+            bos: false,
+            bos_token: SpecialToken::Bos,
+            eos: true,
+            ..TurnsLayout::instructblip()
+        }
+    }
+
     /// MiniGPT-4 with Vicuna v0: `minigpt4/conversation/conversation.py`, `CONV_VISION_Vicuna0`.
     pub(crate) fn minigpt4() -> TurnsLayout {
         TurnsLayout {
@@ -88,6 +116,7 @@ impl TurnsLayout {
     pub(crate) fn render(&self, messages: &[Message]) -> Result<Vec<Segment>> {
         check(messages, self.max_images)?;
         let caption = matches!(messages, [only] if asks_for_caption(only));
+        // These layouts alternate.
         let messages = merge_neighbours(with_caption_prompt(messages, &self.caption_prompt));
         let mut segments = Segments::default();
         if self.image_position == ImagePosition::BeforeBos {
@@ -96,13 +125,13 @@ impl TurnsLayout {
                 .for_each(|image| self.push_image(image, &mut segments));
         }
         if self.bos {
-            segments.push(Segment::Token(SpecialToken::Bos));
+            segments.push(Segment::Token(self.bos_token));
         }
         if caption && self.caption_without_turn {
             messages
                 .iter()
                 .for_each(|message| self.push_content(message, &mut segments));
-            return Ok(segments.into_vec());
+            return Ok(self.finish(segments));
         }
         let has_system = messages
             .first()
@@ -132,7 +161,14 @@ impl TurnsLayout {
                 }
             }
         }
-        Ok(segments.into_vec())
+        Ok(self.finish(segments))
+    }
+
+    fn finish(&self, mut segments: Segments) -> Vec<Segment> {
+        if self.eos {
+            segments.push(Segment::Token(SpecialToken::Eos));
+        }
+        segments.into_vec()
     }
 
     /// The images of a layout that reads them before everything else.
@@ -183,16 +219,4 @@ impl TurnsLayout {
             }
         }
     }
-}
-
-/// Neighbouring messages of one role as one message: these layouts alternate.
-fn merge_neighbours(messages: Vec<Message>) -> Vec<Message> {
-    let mut merged: Vec<Message> = Vec::with_capacity(messages.len());
-    for message in messages {
-        match merged.last_mut() {
-            Some(last) if last.role == message.role => last.parts.extend(message.parts),
-            _ => merged.push(message),
-        }
-    }
-    merged
 }

@@ -5,6 +5,7 @@
 use prompts::{Error, Layout, Message, Part, Role, Segment, SpecialToken, check_images};
 
 const BOS: Segment = Segment::Token(SpecialToken::Bos);
+const EOS: Segment = Segment::Token(SpecialToken::Eos);
 
 fn user(parts: &[&str]) -> Message {
     let part = |part: &&str| {
@@ -163,6 +164,69 @@ fn minigpt4_takes_a_system_message_at_the_start() {
 }
 
 #[test]
+fn instructblip_reads_the_bare_instruction_behind_eos() {
+    let question = [user(&["What is unusual about this image?", "IMAGE"])];
+    let text = Segment::text("What is unusual about this image?");
+    assert_eq!(
+        render("instructblip", &question).unwrap(),
+        [Segment::Image(0), EOS, text.clone()]
+    );
+    assert_eq!(
+        render("instructblip-t5", &question).unwrap(),
+        [Segment::Image(0), text, EOS]
+    );
+    let caption = Segment::text("A short image caption.");
+    assert_eq!(
+        render("instructblip", &[user(&["IMAGE"])]).unwrap(),
+        [Segment::Image(0), EOS, caption]
+    );
+}
+
+#[test]
+fn instructblip_reads_frames_in_their_order() {
+    let frames = Message {
+        role: Role::User,
+        parts: vec![
+            Part::Image(0),
+            Part::Image(1),
+            Part::Text("What happens?".into()),
+            Part::Image(2),
+        ],
+    };
+    let segments = render("instructblip", std::slice::from_ref(&frames)).unwrap();
+    let images = [0, 1, 2].map(Segment::Image);
+    assert_eq!(segments[..3], images);
+    assert_eq!(segments[3..], [EOS, Segment::text("What happens?")]);
+    let layout = Layout::preset("instructblip").unwrap();
+    assert_eq!(layout.instructions(&[frames], 3), ["What happens?"; 3]);
+}
+
+#[test]
+fn the_instruction_is_the_question_of_the_pictures_turn_or_of_the_next() {
+    // The layout's own text is never part of it.
+    for preset in ["instructblip", "blip2", "minigpt4"] {
+        let layout = Layout::preset(preset).unwrap();
+        let instruction = |messages: &[Message]| layout.instructions(messages, 1);
+        let follow_up = [
+            user(&["IMAGE", "which city?"]),
+            assistant("Rome"),
+            user(&["why?"]),
+        ];
+        assert_eq!(instruction(&follow_up), ["which city?"]);
+        // Neighbouring messages are one turn.
+        let apart = [user(&["IMAGE"]), user(&["which city?"])];
+        assert_eq!(instruction(&apart), ["which city?"]);
+        let later = [user(&["IMAGE"]), assistant("A city."), user(&["which?"])];
+        assert_eq!(instruction(&later), ["which?"]);
+        let two_texts = [user(&["look", "IMAGE", "which city?"])];
+        assert_eq!(instruction(&two_texts), ["look\nwhich city?"]);
+        let alone = [user(&["IMAGE"])];
+        assert_eq!(instruction(&alone), [layout.caption_prompt()]);
+        assert!(layout.instructions(&[user(&["hello"])], 0).is_empty());
+    }
+}
+
+#[test]
 fn presets_carry_what_ends_an_answer() {
     assert_eq!(Layout::preset("blip2-opt").unwrap().stop_ids(), [50118]);
     assert_eq!(Layout::preset("blip2").unwrap().stop(), ["\n"]);
@@ -170,7 +234,8 @@ fn presets_carry_what_ends_an_answer() {
     let error = Layout::preset("llava").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "there is no prompt layout named \"llava\"; there are chat-template, blip2, blip2-opt, minigpt4"
+        "there is no prompt layout named \"llava\"; there are chat-template, blip2, blip2-opt, instructblip, \
+         instructblip-t5, minigpt4"
     );
 }
 
@@ -185,7 +250,9 @@ fn raw_text_is_sent_as_it_is() {
     let text = Segment::special("a </s> photo of");
     assert_eq!(raw("blip2-opt"), [Segment::Image(0), BOS, text.clone()]);
     assert_eq!(raw("minigpt4"), [BOS, Segment::Image(0), text.clone()]);
-    assert_eq!(raw("chat-template"), [Segment::Image(0), text]);
+    assert_eq!(raw("chat-template"), [Segment::Image(0), text.clone()]);
+    assert_eq!(raw("instructblip"), [Segment::Image(0), EOS, text.clone()]);
+    assert_eq!(raw("instructblip-t5"), [Segment::Image(0), text, EOS]);
     assert_eq!(
         Layout::preset("blip2-opt")
             .unwrap()
