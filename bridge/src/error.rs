@@ -40,6 +40,14 @@ pub enum Error {
         /// The other part with its number.
         right: String,
     },
+    /// An input of a conversion cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Convert {
+        /// The input.
+        path: PathBuf,
+        /// What is wrong with it, and what to use.
+        reason: String,
+    },
     /// The output is there already.
     #[error("{}: exists already; choose another directory or remove it first", path.display())]
     Exists {
@@ -162,6 +170,7 @@ impl Error {
             | Error::NotABundle { .. }
             | Error::Manifest { .. }
             | Error::Mismatch { .. }
+            | Error::Convert { .. }
             | Error::Exists { .. }
             | Error::Vision(_)
             | Error::Tensor(_)

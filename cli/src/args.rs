@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use qformer::checkpoint::WeightType;
 
 /// Pictures to any GGUF language model.
 #[derive(Debug, Parser)]
@@ -27,7 +28,9 @@ pub enum Command {
     Caption(CaptionArgs),
     /// Write a picture's tensors, without a language model
     Encode(EncodeArgs),
-    /// Put a bundle together from a checkpoint and a GGUF
+    /// Make a bundle from a published checkpoint
+    Convert(ConvertArgs),
+    /// Put a bundle together from a checkpoint and a GGUF, every part as it is
     Bundle(BundleArgs),
     /// Print what a bundle holds
     Inspect(InspectArgs),
@@ -166,18 +169,9 @@ pub struct EncodeArgs {
     pub timings: bool,
 }
 
-/// `qbridge bundle`
+/// What the bundle is called, and how it prompts.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  qbridge bundle my-blip2/ --llm model.gguf --out my-bundle
-  qbridge bundle my-bridge/ --llm smollm2.gguf --layout chat-template --out demo
-  qbridge bundle my-bridge/ --llm smollm2.gguf --layout prompt.toml --out demo")]
-pub struct BundleArgs {
-    /// Directory that transformers saved: config.json, preprocessor_config.json, safetensors
-    pub checkpoint: PathBuf,
-    /// The language model
-    #[arg(long)]
-    pub llm: PathBuf,
+pub struct NamingArgs {
     /// Directory to make; must not exist
     #[arg(long)]
     pub out: PathBuf,
@@ -190,6 +184,61 @@ pub struct BundleArgs {
     /// Licence of a part, as PART=NAME; may be repeated
     #[arg(long = "license", value_name = "PART=NAME", value_parser = parse_license)]
     pub licenses: Vec<(String, String)>,
+}
+
+/// `qbridge bundle`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Every part as it is: `convert` with a GGUF that is ready and tensors in the types they are stored in.
+
+Examples:
+  qbridge bundle my-blip2/ --llm model.gguf --out my-bundle
+  qbridge bundle my-bridge/ --llm smollm2.gguf --layout chat-template --out demo
+  qbridge bundle my-bridge/ --llm smollm2.gguf --layout prompt.toml --out demo"
+)]
+pub struct BundleArgs {
+    /// Directory that transformers saved: config.json, preprocessor_config.json, safetensors
+    pub checkpoint: PathBuf,
+    /// The language model
+    #[arg(long)]
+    pub llm: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub naming: NamingArgs,
+}
+
+/// `qbridge convert`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The bundle appears only once it is whole. After an interruption, the same command goes on
+where it stopped.
+
+Examples:
+  qbridge convert blip2-opt-2.7b/ --llm opt-2.7b-q4_k_m.gguf --out blip2-opt"
+)]
+pub struct ConvertArgs {
+    /// Directory that transformers saved: config.json, preprocessor_config.json, safetensors
+    #[arg(required = true, value_name = "SRC")]
+    pub sources: Vec<PathBuf>,
+    /// The language model, a GGUF
+    #[arg(long, value_name = "FILE.gguf")]
+    pub llm: PathBuf,
+    /// Element type of ViT, Q-Former and projection: f16, bf16 or f32
+    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_weight_type)]
+    pub vision: WeightType,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub naming: NamingArgs,
+}
+
+fn parse_weight_type(text: &str) -> Result<WeightType, String> {
+    match text {
+        "f16" => Ok(WeightType::F16),
+        "bf16" => Ok(WeightType::Bf16),
+        "f32" => Ok(WeightType::F32),
+        "int8" => Err("8-bit vision towers cannot be run yet; f16 is the smallest".to_owned()),
+        _ => Err("expected f16, bf16 or f32".to_owned()),
+    }
 }
 
 fn parse_license(text: &str) -> Result<(String, String), String> {

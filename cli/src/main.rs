@@ -33,7 +33,8 @@ fn main() -> ExitCode {
         Command::Ask(args) => commands::ask::run(args),
         Command::Caption(args) => commands::caption::run(args),
         Command::Encode(args) => commands::encode::run(args),
-        Command::Bundle(args) => commands::bundle::run(args),
+        Command::Convert(args) => commands::convert::run(args),
+        Command::Bundle(args) => commands::convert::run_bundle(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Serve(args) => commands::serve::run(args),
     };

@@ -22,6 +22,15 @@ pub fn bytes(total: u64, message: &'static str) -> ProgressBar {
         .with_message(message)
 }
 
+/// A bar over work whose size is told in bytes, some of them counted twice.
+pub fn percent(total: u64, message: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(total)
+        .with_style(style)
+        .with_message(message)
+}
+
 /// A bar over a number of pictures.
 pub fn pictures(total: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} pictures {eta}")

@@ -9,17 +9,19 @@
 //! The files must not change while a [`Checkpoint`] is alive: cutting one
 //! short under it ends the process, as for every program that maps files.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
+pub use self::write::{Values, Weight, WeightType, write_weights};
 use crate::{Error, Result};
+
+mod write;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -61,21 +63,10 @@ pub struct RawTensor<'a> {
     pub path: &'a Path,
 }
 
-impl View for RawTensor<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
+impl RawTensor<'_> {
+    /// The elements of an f32, f16 or bf16 tensor; none of another.
+    pub fn to_f32(&self) -> Vec<f32> {
+        write::to_f32(self.bytes, self.dtype)
     }
 }
 
@@ -292,42 +283,6 @@ impl Checkpoint {
         };
         let tensor = Tensor::from_raw_buffer(raw.bytes, stored, shape, &Device::Cpu)?;
         Ok(tensor.to_dtype(dtype)?.to_device(device)?)
-    }
-
-    /// Writes the tensors whose name is one of `prefixes`, or begins with
-    /// one, to a safetensors file, with their names, shapes and bytes as they
-    /// are.
-    ///
-    /// # Errors
-    /// No tensor has such a name, or the file cannot be written.
-    pub fn write_subset(&self, prefixes: &[&str], path: &Path) -> Result<()> {
-        let tensors: Vec<(&str, RawTensor)> = self
-            .iter()
-            .filter(|tensor| {
-                prefixes
-                    .iter()
-                    .any(|prefix| tensor.name.starts_with(prefix))
-            })
-            .map(|tensor| (tensor.name, tensor))
-            .collect();
-        if tensors.is_empty() {
-            return Err(Error::MissingTensor {
-                files: self.describe(),
-                tensor: prefixes.join("*, ") + "*",
-            });
-        }
-        let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|source| match source
-        {
-            safetensors::SafeTensorError::IoError(source) => Error::Io {
-                path: path.to_owned(),
-                source,
-            },
-            source => Error::Safetensors {
-                path: path.to_owned(),
-                source,
-            },
-        })
     }
 
     /// The tensors as `dtype` on `device`, to be taken by name and prefix.

@@ -100,6 +100,14 @@ pub enum Error {
         /// The element type in the file.
         found: safetensors::Dtype,
     },
+    /// A tensor holds what no weight is.
+    #[error("{}: tensor {tensor} holds a value that is not finite: the file is damaged", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
     /// A picture was not decoded.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),

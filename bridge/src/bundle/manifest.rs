@@ -157,7 +157,7 @@ impl Manifest {
     ///
     /// # Errors
     /// A value has no TOML form.
-    pub(super) fn to_toml(&self) -> Result<String, toml::ser::Error> {
+    pub(crate) fn to_toml(&self) -> Result<String, toml::ser::Error> {
         toml::to_string_pretty(self)
     }
 

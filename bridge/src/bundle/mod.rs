@@ -5,14 +5,13 @@
 //! tensor names; a GGUF is the language model. Whatever does not fit together
 //! is refused when the bundle is opened, before weights are read.
 
-mod create;
 mod manifest;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-pub use create::{CreateOptions, create};
+pub(crate) use manifest::FORMAT;
 pub use manifest::{FileEntry, Files, GenerationDefaults, MANIFEST_FILE, Manifest, Source};
 use qformer::checkpoint::Checkpoint;
 use sha2::{Digest, Sha256};
@@ -60,7 +59,11 @@ impl Bundle {
         ])?;
         let llm_path = dir.join(&files.llm.path);
         let llm = GgufInfo::read(&llm_path)?;
-        check_fit(&manifest, &checkpoint, &llm, &llm_path)?;
+        let find = |name: &str| {
+            let tensor = checkpoint.raw(name)?;
+            Ok((tensor.shape.to_vec(), tensor.path.to_owned()))
+        };
+        check_fit(&manifest, &find, &llm, &llm_path)?;
         Ok(Self {
             dir: dir.to_owned(),
             manifest,
@@ -118,10 +121,14 @@ impl Bundle {
     }
 }
 
+/// A tensor's shape and the file that holds it.
+pub(crate) type Found = (Vec<usize>, PathBuf);
+
 /// Refuses parts that do not fit together, naming both files and numbers.
-fn check_fit(
+/// `find` looks a tensor up by its name.
+pub(crate) fn check_fit(
     manifest: &Manifest,
-    checkpoint: &Checkpoint,
+    find: &dyn Fn(&str) -> Result<Found>,
     llm: &GgufInfo,
     llm_path: &Path,
 ) -> Result<()> {
@@ -159,28 +166,22 @@ fn check_fit(
         );
     }
     let name = "query_tokens";
-    let shape = checkpoint.shape(name)?;
+    let (shape, path) = find(name)?;
     let expected = [1, manifest.num_query_tokens, manifest.qformer.hidden_size];
     if shape != expected {
         return mismatch(
             "query tokens",
-            format!(
-                "{} holds {name} {shape:?}",
-                checkpoint.raw(name)?.path.display()
-            ),
+            format!("{} holds {name} {shape:?}", path.display()),
             format!("{MANIFEST_FILE} says {expected:?}"),
         );
     }
     let name = "language_projection.weight";
-    let shape = checkpoint.shape(name)?;
+    let (shape, path) = find(name)?;
     let expected = [llm.n_embd, manifest.qformer.hidden_size];
     if shape != expected {
         return mismatch(
             "projection",
-            format!(
-                "{} holds {name} {shape:?}",
-                checkpoint.raw(name)?.path.display()
-            ),
+            format!("{} holds {name} {shape:?}", path.display()),
             format!(
                 "{} ({}) with n_embd {} and a Q-Former of {} need {expected:?}",
                 llm_path.display(),
@@ -206,7 +207,7 @@ fn check_fit(
 }
 
 /// SHA-256 of a file in lowercase hex.
-fn sha256_file(path: &Path, progress: &dyn Fn(u64)) -> Result<String> {
+pub(crate) fn sha256_file(path: &Path, progress: &dyn Fn(u64)) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

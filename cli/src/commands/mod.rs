@@ -1,8 +1,8 @@
 //! One module a command.
 
 pub mod ask;
-pub mod bundle;
 pub mod caption;
+pub mod convert;
 pub mod encode;
 pub mod inspect;
 pub mod serve;

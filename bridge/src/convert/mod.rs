@@ -1,0 +1,239 @@
+//! From published checkpoints to bundles.
+//!
+//! A conversion is planned first: every header is read and everything that does
+//! not fit together refused, before a byte is written. It then runs one tensor
+//! at a time, part by part, and can be interrupted and run again.
+
+mod pair;
+mod source;
+mod staging;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use prompts::Layout;
+use qformer::checkpoint::{Weight, WeightType, write_weights};
+
+use self::pair::check_pair;
+use self::source::Source;
+use self::staging::Staging;
+use crate::bundle::{
+    self, Bundle, FileEntry, Files, GenerationDefaults, MANIFEST_FILE, Manifest, check_fit,
+};
+use crate::language_model::GgufInfo;
+use crate::{Error, Result};
+
+const CREATED_BY: &str = concat!("qbridge ", env!("CARGO_PKG_VERSION"));
+
+/// Choices in making a bundle.
+#[derive(Debug, Clone, Default)]
+pub struct ConvertOptions {
+    /// Name of the model; the output directory's name where none is given.
+    pub name: Option<String>,
+    /// Prompt layout; the family's own where none is given.
+    pub layout: Option<Layout>,
+    /// Licence of each part, by part name.
+    pub licenses: BTreeMap<String, String>,
+    /// Element type of vision, Q-Former and projection; as they are stored
+    /// where none is given.
+    pub vision: Option<WeightType>,
+}
+
+/// A conversion that can be run: its parts fit together.
+pub struct Conversion {
+    source: Source,
+    llm: PathBuf,
+    manifest: Manifest,
+    vision: Option<WeightType>,
+    out: PathBuf,
+    bytes: u64,
+}
+
+impl Conversion {
+    /// Plans the bundle `out` of the checkpoint `sources` and the language
+    /// model `llm`, a GGUF: reads headers alone and writes nothing.
+    ///
+    /// # Errors
+    /// `out` exists, an input cannot be read, or the parts do not fit together.
+    pub fn plan(
+        sources: &[PathBuf],
+        llm: &Path,
+        out: &Path,
+        options: ConvertOptions,
+    ) -> Result<Self> {
+        if out.exists() {
+            return Err(Error::Exists {
+                path: out.to_owned(),
+            });
+        }
+        let source = Source::open(sources)?;
+        let info = GgufInfo::read(llm)?;
+        check_pair(&source, &info, llm)?;
+        let file = |path: &str| FileEntry {
+            path: path.to_owned(),
+            bytes: 0,
+            sha256: String::new(),
+        };
+        let manifest = Manifest {
+            format: bundle::FORMAT,
+            name: options.name.unwrap_or_else(|| base_name(out)),
+            family: source.family.to_owned(),
+            num_query_tokens: source.num_query_tokens,
+            vision: source.vision.clone(),
+            qformer: source.qformer.clone(),
+            preprocessing: source.preprocessing.clone(),
+            prompt: options.layout.unwrap_or_else(|| source.layout.clone()),
+            generation: GenerationDefaults::default(),
+            source: bundle::Source {
+                checkpoint: source.name.clone(),
+                llm: base_name(llm),
+                created_by: CREATED_BY.to_owned(),
+            },
+            licenses: options.licenses,
+            files: Files {
+                vision: file("vision.safetensors"),
+                qformer: file("qformer.safetensors"),
+                projection: file("projection.safetensors"),
+                llm: file("llm.gguf"),
+            },
+        };
+        let weights = source.weights()?;
+        let find = |name: &str| {
+            weights
+                .iter()
+                .find(|weight| weight.name == name)
+                .map(|weight| (weight.shape.clone(), weight.path.clone()))
+                .ok_or_else(|| {
+                    Error::Vision(qformer::Error::MissingTensor {
+                        files: source.name.clone(),
+                        tensor: name.to_owned(),
+                    })
+                })
+        };
+        find("vision_model.post_layernorm.weight")?;
+        check_fit(&manifest, &find, &info, llm)?;
+        // Each byte is written once and hashed once.
+        let bytes = weights
+            .iter()
+            .map(|weight| weight.size(options.vision))
+            .sum::<u64>()
+            + info.file_size;
+        let bytes = 2 * bytes;
+        drop(weights);
+        Ok(Self {
+            source,
+            llm: llm.to_owned(),
+            manifest,
+            vision: options.vision,
+            out: out.to_owned(),
+            bytes,
+        })
+    }
+
+    /// What `run`'s progress adds up to, nearly.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Makes the bundle. It appears under its name only once it is whole;
+    /// after an interruption the same conversion goes on with the part that it
+    /// was at. `progress` is told of bytes done since it was last called.
+    ///
+    /// # Errors
+    /// A tensor cannot be converted, or a file cannot be read or written.
+    pub fn run(mut self, progress: &dyn Fn(u64)) -> Result<Bundle> {
+        let mut staging = Staging::open(&self.out, self.inputs()?)?;
+        let weights = self.source.weights()?;
+        let files = &mut self.manifest.files;
+        for (entry, prefixes) in [
+            (&mut files.vision, &["vision_model."][..]),
+            (&mut files.qformer, &["query_tokens", "qformer."]),
+            (&mut files.projection, &["language_projection."]),
+        ] {
+            let part: Vec<&Weight> = weights
+                .iter()
+                .filter(|weight| {
+                    prefixes
+                        .iter()
+                        .any(|prefix| weight.name.starts_with(prefix))
+                })
+                .collect();
+            *entry = staging.part(&entry.path, progress, |path| {
+                let kept = write_weights(&part, self.vision, path, progress)?;
+                if !kept.is_empty() {
+                    tracing::warn!("kept in f32, beyond the range of f16: {}", kept.join(", "));
+                }
+                Ok(())
+            })?;
+        }
+        files.llm = staging.part(&files.llm.path, progress, |path| {
+            copy(&self.llm, path, progress)
+        })?;
+        let path = staging.dir().join(MANIFEST_FILE);
+        let text = self.manifest.to_toml().map_err(|error| Error::Manifest {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        std::fs::write(&path, text).map_err(Error::io(&path))?;
+        // Opening it runs every check that a user of the bundle will meet.
+        Bundle::open(staging.dir())?;
+        staging.publish(&self.out)?;
+        Bundle::open(&self.out)
+    }
+
+    /// A text that changes when what is converted does.
+    fn inputs(&self) -> Result<String> {
+        let mut lines = vec![
+            CREATED_BY.to_owned(),
+            format!("{:?} {:?}", self.vision, self.manifest.vision),
+        ];
+        let mut files = vec![self.llm.clone()];
+        for path in &self.source.paths {
+            if path.is_dir() {
+                let entries = std::fs::read_dir(path).map_err(Error::io(path))?;
+                for entry in entries {
+                    files.push(entry.map_err(Error::io(path))?.path());
+                }
+            } else {
+                files.push(path.clone());
+            }
+        }
+        files.sort();
+        for file in files {
+            let metadata = std::fs::metadata(&file).map_err(Error::io(&file))?;
+            let changed = metadata
+                .modified()
+                .ok()
+                .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            lines.push(format!("{} {} {changed:?}", file.display(), metadata.len()));
+        }
+        Ok(lines.join("\n"))
+    }
+}
+
+/// Copies a file, telling `progress` its bytes.
+fn copy(from: &Path, to: &Path, progress: &dyn Fn(u64)) -> Result<()> {
+    use std::io::{Read, Write};
+    let mut source = std::fs::File::open(from).map_err(Error::io(from))?;
+    let mut target = std::fs::File::create(to).map_err(Error::io(to))?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = source.read(&mut buffer).map_err(Error::io(from))?;
+        if n == 0 {
+            return Ok(());
+        }
+        target.write_all(&buffer[..n]).map_err(Error::io(to))?;
+        progress(n as u64);
+    }
+}
+
+fn base_name(path: &Path) -> String {
+    path.canonicalize()
+        .unwrap_or_else(|_| path.to_owned())
+        .file_name()
+        .map_or_else(
+            || "model".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        )
+}

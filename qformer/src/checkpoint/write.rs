@@ -1,0 +1,239 @@
+//! Weights to a safetensors file, one tensor in memory at a time.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use safetensors::{Dtype, View};
+
+use super::RawTensor;
+use crate::{Error, Result};
+
+/// Element type of written weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// Half precision. A tensor with a value beyond its range, 65504, is kept
+    /// in f32.
+    F16,
+    /// f32's range with 8 bits of precision.
+    Bf16,
+    /// Single precision.
+    F32,
+}
+
+impl WeightType {
+    fn dtype(self) -> Dtype {
+        match self {
+            WeightType::F16 => Dtype::F16,
+            WeightType::Bf16 => Dtype::BF16,
+            WeightType::F32 => Dtype::F32,
+        }
+    }
+}
+
+/// A tensor to be written.
+#[derive(Debug)]
+pub struct Weight<'a> {
+    /// Name in Hugging Face's checkpoints.
+    pub name: String,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Elements, innermost dimension contiguous.
+    pub values: Values<'a>,
+    /// The file that it comes from.
+    pub path: PathBuf,
+}
+
+/// Where a weight's elements come from.
+#[derive(Debug)]
+pub enum Values<'a> {
+    /// As they lie in a file.
+    Stored(RawTensor<'a>),
+    /// Made from what lies there.
+    Computed(Vec<f32>),
+}
+
+impl<'a> From<RawTensor<'a>> for Weight<'a> {
+    fn from(tensor: RawTensor<'a>) -> Self {
+        Weight {
+            name: tensor.name.to_owned(),
+            shape: tensor.shape.to_vec(),
+            path: tensor.path.to_owned(),
+            values: Values::Stored(tensor),
+        }
+    }
+}
+
+impl Weight<'_> {
+    /// Bytes that it takes as `weight_type`, or as it is stored.
+    pub fn size(&self, weight_type: Option<WeightType>) -> u64 {
+        let width = match weight_type {
+            Some(weight_type) => weight_type.dtype().bitsize() / 8,
+            None => self.stored_dtype().bitsize() / 8,
+        };
+        self.shape.iter().product::<usize>() as u64 * width as u64
+    }
+
+    fn stored_dtype(&self) -> Dtype {
+        match &self.values {
+            Values::Stored(tensor) => tensor.dtype,
+            Values::Computed(_) => Dtype::F32,
+        }
+    }
+
+    fn to_f32(&self) -> Cow<'_, [f32]> {
+        match &self.values {
+            Values::Stored(tensor) => Cow::Owned(tensor.to_f32()),
+            Values::Computed(values) => Cow::Borrowed(values),
+        }
+    }
+
+    /// The type to write: the one asked for if the values fit.
+    fn check(&self, weight_type: Option<WeightType>) -> Result<Dtype> {
+        let stored = self.stored_dtype();
+        if !matches!(stored, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(Error::DType {
+                path: self.path.clone(),
+                tensor: self.name.clone(),
+                found: stored,
+            });
+        }
+        let largest = self.to_f32().iter().fold(0.0, |largest: f32, value| {
+            // NaN must not be lost, as `f32::max` would.
+            if value.is_finite() {
+                largest.max(value.abs())
+            } else {
+                f32::INFINITY
+            }
+        });
+        if largest.is_infinite() {
+            return Err(Error::NotFinite {
+                path: self.path.clone(),
+                tensor: self.name.clone(),
+            });
+        }
+        match weight_type {
+            None => Ok(stored),
+            Some(WeightType::F16) if largest > f16::MAX.to_f32() => Ok(Dtype::F32),
+            Some(weight_type) => Ok(weight_type.dtype()),
+        }
+    }
+}
+
+/// Elements of f32, f16 or bf16 from their little-endian bytes; none where the
+/// type is another.
+pub(super) fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+    match dtype {
+        Dtype::F32 => bytes
+            .chunks_exact(4)
+            .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+            .collect(),
+        Dtype::F16 => pairs()
+            .map(|pair| f16::from_le_bytes(pair).to_f32())
+            .collect(),
+        Dtype::BF16 => pairs()
+            .map(|pair| bf16::from_le_bytes(pair).to_f32())
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F16 => {
+            let mut halves = vec![f16::ZERO; values.len()];
+            halves.convert_from_f32_slice(values);
+            halves
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        }
+        Dtype::BF16 => {
+            let mut halves = vec![bf16::ZERO; values.len()];
+            halves.convert_from_f32_slice(values);
+            halves
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        }
+        _ => values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
+    }
+}
+
+/// A weight on its way out, in its final type.
+struct Output<'a> {
+    weight: &'a Weight<'a>,
+    dtype: Dtype,
+    progress: &'a dyn Fn(u64),
+}
+
+impl View for Output<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.weight.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        (self.progress)(self.data_len() as u64);
+        match &self.weight.values {
+            Values::Stored(tensor) if tensor.dtype == self.dtype => Cow::Borrowed(tensor.bytes),
+            _ => Cow::Owned(from_f32(&self.weight.to_f32(), self.dtype)),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.weight.shape.iter().product::<usize>() * (self.dtype.bitsize() / 8)
+    }
+}
+
+/// Writes `weights` to the safetensors file `path`: as `weight_type`, or, where
+/// none is given, in the type that each is stored in. `progress` is told the
+/// bytes of each tensor as it is written. Gives the names of the tensors that
+/// f16 cannot hold and that were therefore written as f32.
+///
+/// # Errors
+/// A tensor is of no weight's type or holds a value that is not finite, or the
+/// file cannot be written.
+pub fn write_weights(
+    weights: &[&Weight],
+    weight_type: Option<WeightType>,
+    path: &Path,
+    progress: &dyn Fn(u64),
+) -> Result<Vec<String>> {
+    let outputs = weights
+        .iter()
+        .map(|weight| {
+            let dtype = weight.check(weight_type)?;
+            let output = Output {
+                weight,
+                dtype,
+                progress,
+            };
+            Ok((weight.name.as_str(), output))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let kept = outputs
+        .iter()
+        .filter(|(_, output)| weight_type == Some(WeightType::F16) && output.dtype == Dtype::F32)
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    safetensors::serialize_to_file(outputs, Some(metadata), path).map_err(
+        |source| match source {
+            safetensors::SafeTensorError::IoError(source) => Error::io(path)(source),
+            source => Error::Safetensors {
+                path: path.to_owned(),
+                source,
+            },
+        },
+    )?;
+    Ok(kept)
+}

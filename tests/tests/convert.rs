@@ -1,0 +1,206 @@
+//! `qbridge convert`: published layouts to bundles that answer as the
+//! reference does, and what it refuses.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bridge::bundle::Bundle;
+use qbridge_tests::{golden, one_line_error, qbridge, stdout};
+use qformer::checkpoint::Checkpoint;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+fn convert(source: &Path, llm: &Path, out: &Path) -> Command {
+    let mut command = qbridge(["convert"]);
+    command
+        .arg(source)
+        .arg("--llm")
+        .arg(llm)
+        .arg("--out")
+        .arg(out);
+    command
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Token ids of an answer, in f32.
+fn answer_ids(bundle: &Path, picture: &str, prompt: &str, max_tokens: &Value) -> Value {
+    let text = stdout(
+        qbridge(["ask", "--raw", "--json", "--cache-type", "f32"])
+            .args(["--max-tokens", &max_tokens.to_string()])
+            .arg(bundle)
+            .arg(golden(&format!("llm/pictures/{picture}.png")))
+            .arg(prompt),
+    );
+    serde_json::from_str::<Value>(&text).unwrap()["token_ids"].take()
+}
+
+#[test]
+fn a_converted_checkpoint_answers_as_transformers_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tiny");
+    stdout(
+        convert(&golden("llm/checkpoint"), &golden("llm/llm.gguf"), &out).args(["--vision", "f32"]),
+    );
+    let golden = read_json(&golden("llm/golden.json"));
+    for case in golden["cases"].as_array().unwrap().iter().step_by(4) {
+        let ids = answer_ids(
+            &out,
+            case["picture"].as_str().unwrap(),
+            case["prompt"].as_str().unwrap(),
+            &golden["max_new_tokens"],
+        );
+        assert_eq!(ids, case["answer_ids"], "{case}");
+    }
+    // Nothing but the bundle is left.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn weights_get_the_type_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Checkpoint::open(golden("llm/checkpoint")).unwrap();
+    for (args, dtype) in [
+        (&[][..], Dtype::F16),
+        (&["--vision", "bf16"], Dtype::BF16),
+        (&["--vision", "f32"], Dtype::F32),
+    ] {
+        let out = dir.path().join(format!("{dtype:?}"));
+        stdout(convert(&golden("llm/checkpoint"), &golden("llm/llm.gguf"), &out).args(args));
+        let bundle = Bundle::open(&out).unwrap();
+        let names = bundle.checkpoint().names();
+        assert!(
+            names.eq(source
+                .names()
+                .filter(|name| !name.starts_with("language_model.")))
+        );
+        for tensor in bundle.checkpoint().iter() {
+            assert_eq!(tensor.dtype, dtype, "{}", tensor.name);
+        }
+    }
+    let refused = convert(
+        &golden("llm/checkpoint"),
+        &golden("llm/llm.gguf"),
+        dir.path(),
+    )
+    .args(["--vision", "int8"])
+    .output()
+    .unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("8-bit vision towers cannot be run"));
+}
+
+/// The golden checkpoint with a projection so large that writing it takes a
+/// while: zeros that take no room on disk.
+fn slow_checkpoint(dir: &Path) -> PathBuf {
+    let source = dir.join("slow");
+    std::fs::create_dir(&source).unwrap();
+    for name in ["config.json", "preprocessor_config.json"] {
+        std::fs::copy(golden("llm/checkpoint").join(name), source.join(name)).unwrap();
+    }
+    let bytes = std::fs::read(golden("llm/checkpoint/model.safetensors")).unwrap();
+    let (header, _) = SafeTensors::read_metadata(&bytes).unwrap();
+    let (header, data) = bytes[8..].split_at(header);
+    let mut header: Value = serde_json::from_slice(header).unwrap();
+    let rows = 100_000_000;
+    header["language_projection.zeros"] = serde_json::json!({
+        "dtype": "F32", "shape": [rows], "data_offsets": [data.len(), data.len() + 4 * rows],
+    });
+    let header = header.to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(data);
+    let path = source.join("model.safetensors");
+    std::fs::write(&path, &file).unwrap();
+    let file_size = (file.len() + 4 * rows) as u64;
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(file_size).unwrap();
+    source
+}
+
+#[test]
+fn a_killed_conversion_leaves_no_bundle_and_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = slow_checkpoint(dir.path());
+    let out = dir.path().join("tiny");
+    let mut running = convert(&source, &golden("llm/llm.gguf"), &out)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let staging = dir.path().join(".tiny.partial");
+    let started = Instant::now();
+    while !staging.join("projection.safetensors").exists() {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        assert!(running.try_wait().unwrap().is_none(), "it ended too early");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let beside = one_line_error(&mut convert(&source, &golden("llm/llm.gguf"), &out));
+    assert!(beside.contains("another conversion"), "{beside}");
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert!(!out.exists());
+    for unfinished in [&out, &staging] {
+        let error = one_line_error(qbridge(["inspect"]).arg(unfinished));
+        assert!(
+            error.contains("not a bundle") || error.contains("bundle.toml"),
+            "{error}"
+        );
+    }
+    let written = |path: PathBuf| std::fs::metadata(path).unwrap().modified().unwrap();
+    let vision = written(staging.join("vision.safetensors"));
+
+    stdout(&mut convert(&source, &golden("llm/llm.gguf"), &out));
+    assert_eq!(
+        vision,
+        written(out.join("vision.safetensors")),
+        "made again"
+    );
+    assert!(!staging.exists());
+    stdout(qbridge(["inspect", "--verify"]).arg(&out));
+}
+
+#[test]
+fn what_was_made_from_other_inputs_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tiny");
+    let staging = dir.path().join(".tiny.partial");
+    std::fs::create_dir(&staging).unwrap();
+    std::fs::write(staging.join("vision.safetensors"), "old").unwrap();
+    std::fs::write(
+        staging.join("journal.toml"),
+        "inputs = \"others\"\n[parts.\"vision.safetensors\"]\npath = \"vision.safetensors\"\nbytes = 3\n\
+         sha256 = \"5b4b0a0a1e9ecb1a2ab4e0f5df2bb4eb1e4f2a5a\"\n",
+    )
+    .unwrap();
+    stdout(&mut convert(
+        &golden("llm/checkpoint"),
+        &golden("llm/llm.gguf"),
+        &out,
+    ));
+    stdout(qbridge(["inspect", "--verify"]).arg(&out));
+}
+
+#[test]
+fn a_language_model_of_another_kind_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("opt");
+    std::fs::create_dir(&source).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("llm/checkpoint").join(name), source.join(name)).unwrap();
+    }
+    let mut config = read_json(&source.join("config.json"));
+    config["text_config"]["model_type"] = "opt".into();
+    std::fs::write(source.join("config.json"), config.to_string()).unwrap();
+    let out = dir.path().join("tiny");
+    let error = one_line_error(&mut convert(&source, &golden("llm/llm.gguf"), &out));
+    assert!(
+        error.contains("architecture llama") && error.contains("OPT"),
+        "{error}"
+    );
+    assert!(!out.exists() && !dir.path().join(".tiny.partial").exists());
+}
