@@ -4,8 +4,8 @@
 //! not fit together refused, before a byte is written. It then runs one tensor
 //! at a time, part by part, and can be interrupted and run again.
 
+mod checkpoint;
 mod pair;
-mod source;
 mod staging;
 
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ use std::time::UNIX_EPOCH;
 use prompts::Layout;
 use qformer::checkpoint::{Weight, WeightType, write_weights};
 
+use self::checkpoint::Source;
 use self::pair::check_pair;
-use self::source::Source;
 use self::staging::Staging;
 use crate::bundle::{
     self, Bundle, FileEntry, Files, GenerationDefaults, MANIFEST_FILE, Manifest, check_fit,

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::source::Source;
+use super::checkpoint::Source;
 use crate::language_model::GgufInfo;
 use crate::{Error, Result};
 
