@@ -20,8 +20,20 @@ pub(crate) fn attention(
     v: &Tensor,
     heads: usize,
 ) -> candle_core::Result<Tensor> {
+    attention_to(q, k, v, heads, None)
+}
+
+/// [`attention`] to the first `n_keys[i]` keys of batch entry `i`: the others
+/// are padding.
+pub(crate) fn attention_to(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    n_keys: Option<&[usize]>,
+) -> candle_core::Result<Tensor> {
     if runs_here(q) {
-        return q.apply_op3_no_bwd(k, v, &Attention { heads });
+        return q.apply_op3_no_bwd(k, v, &Attention { heads, n_keys });
     }
     let (batch, queries, width) = q.dims3()?;
     let split = |x: &Tensor| -> candle_core::Result<Tensor> {
@@ -31,6 +43,10 @@ pub(crate) fn attention(
     };
     let scale = 1.0 / ((width / heads) as f64).sqrt();
     let scores = (split(q)? * scale)?.matmul(&split(k)?.transpose(D::Minus2, D::Minus1)?)?;
+    let scores = match n_keys {
+        Some(n_keys) => scores.broadcast_add(&mask(n_keys, k.dim(1)?, &scores)?)?,
+        None => scores,
+    };
     let weights = candle_nn::ops::softmax_last_dim(&scores)?;
     weights
         .matmul(&split(v)?)?
@@ -38,8 +54,19 @@ pub(crate) fn attention(
         .reshape((batch, queries, width))
 }
 
-struct Attention {
+/// `[batch, 1, 1, keys]`, 0 for what is attended to and -inf for padding, of
+/// the dtype and device of `scores`.
+fn mask(n_keys: &[usize], keys: usize, scores: &Tensor) -> candle_core::Result<Tensor> {
+    let values: Vec<f32> = n_keys
+        .iter()
+        .flat_map(|n| (0..keys).map(move |key| if key < *n { 0.0 } else { f32::NEG_INFINITY }))
+        .collect();
+    Tensor::from_vec(values, (n_keys.len(), 1, 1, keys), scores.device())?.to_dtype(scores.dtype())
+}
+
+struct Attention<'a> {
     heads: usize,
+    n_keys: Option<&'a [usize]>,
 }
 
 /// A tensor `[batch, rows, width]` whose rows may lie apart.
@@ -68,17 +95,19 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The part of head `head`, `[rows, width]`, in the picture `batch`.
+    /// The part of head `head` in the first `rows` rows of the picture `batch`,
+    /// `[rows, width]`.
     fn head(
         &self,
         batch: usize,
         head: usize,
+        rows: usize,
         width: usize,
     ) -> candle_core::Result<NdTensorView<'a, f32, 2>> {
         let start = batch * self.batch_stride + head * width;
-        let len = (self.rows - 1) * self.row_stride + width;
+        let len = (rows - 1) * self.row_stride + width;
         NdTensorView::from_data_with_strides(
-            [self.rows, width],
+            [rows, width],
             &self.values[start..start + len],
             [self.row_stride, 1],
         )
@@ -86,7 +115,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl CustomOp3 for Attention {
+impl CustomOp3 for Attention<'_> {
     fn name(&self) -> &'static str {
         "attention"
     }
@@ -105,11 +134,15 @@ impl CustomOp3 for Attention {
         let v = Rows::new(v, v_layout)?;
         let (batch, queries, keys, width) = (q.batch, q.rows, k.rows, q.width);
         let alike = (k.batch, k.width) == (batch, width)
-            && (v.batch, v.rows, v.width) == (batch, keys, width);
+            && (v.batch, v.rows, v.width) == (batch, keys, width)
+            && self.n_keys.is_none_or(|n_keys| {
+                n_keys.len() == batch && n_keys.iter().all(|n| (1..=keys).contains(n))
+            });
         if !alike || batch * queries * keys * width == 0 || !width.is_multiple_of(self.heads) {
             candle_core::bail!(
-                "no attention with {} heads over {q_layout:?}, {k_layout:?}, {v_layout:?}",
-                self.heads
+                "no attention with {} heads to {:?} keys over {q_layout:?}, {k_layout:?}, {v_layout:?}",
+                self.heads,
+                self.n_keys
             );
         }
         let head_width = width / self.heads;
@@ -124,9 +157,11 @@ impl CustomOp3 for Attention {
                 || vec![0.0; queries * keys],
                 |scores, (index, output)| {
                     let (batch, head) = (index / self.heads, index % self.heads);
-                    let q = q.head(batch, head, head_width)?;
-                    let k = k.head(batch, head, head_width)?;
-                    let v = v.head(batch, head, head_width)?;
+                    let keys = self.n_keys.map_or(keys, |n_keys| n_keys[batch]);
+                    let scores = &mut scores[..queries * keys];
+                    let q = q.head(batch, head, queries, head_width)?;
+                    let k = k.head(batch, head, keys, head_width)?;
+                    let v = v.head(batch, head, keys, head_width)?;
                     let scaled = GemmOptions {
                         alpha: scale,
                         ..GemmOptions::default()
@@ -139,7 +174,7 @@ impl CustomOp3 for Attention {
                     )
                     .map_err(candle_core::Error::wrap)?;
                     kernels::softmax(scores, keys);
-                    let scores = NdTensorView::try_from_data([queries, keys], scores.as_slice())
+                    let scores = NdTensorView::try_from_data([queries, keys], &*scores)
                         .map_err(candle_core::Error::wrap)?;
                     gemm.gemm(
                         output,
@@ -195,6 +230,32 @@ mod tests {
             let difference = (double(&fused) - portable).unwrap().abs().unwrap();
             let difference: f64 = difference.max_all().unwrap().to_scalar().unwrap();
             assert!(difference < 1e-4, "{difference}");
+        }
+    }
+
+    #[test]
+    fn padding_is_not_attended_to() {
+        let device = Device::Cpu;
+        let (batch, queries, keys, heads, width) = (3, 9, 7, 3, 24);
+        let n_keys = [7, 1, 4];
+        let random = |rows| Tensor::randn(0f32, 2.0, (batch, rows, width), &device).unwrap();
+        let (q, k, v) = (random(queries), random(keys), random(keys));
+        let fused = attention_to(&q, &k, &v, heads, Some(&n_keys)).unwrap();
+        let double = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+        let portable =
+            attention_to(&double(&q), &double(&k), &double(&v), heads, Some(&n_keys)).unwrap();
+        for (i, n) in n_keys.into_iter().enumerate() {
+            let entry = |x: &Tensor, rows| x.narrow(0, i, 1).unwrap().narrow(1, 0, rows).unwrap();
+            let alone = attention(&entry(&q, queries), &entry(&k, n), &entry(&v, n), heads);
+            let alone = double(&alone.unwrap());
+            for padded in [double(&fused), portable.clone()] {
+                let difference = (entry(&padded, queries) - &alone).unwrap().abs().unwrap();
+                let difference: f64 = difference.max_all().unwrap().to_scalar().unwrap();
+                assert!(difference < 1e-5, "{difference}");
+            }
+        }
+        for wrong in [&[7, 1][..], &[7, 0, 4], &[7, 8, 4]] {
+            assert!(attention_to(&q, &k, &v, heads, Some(wrong)).is_err());
         }
     }
 

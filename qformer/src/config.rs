@@ -1,6 +1,7 @@
 //! The sizes of a model, as Hugging Face's `config.json` states them.
 //!
-//! Reference: transformers 5.23, `models/blip_2/configuration_blip_2.py`.
+//! Reference: transformers 5.23, `models/blip_2/configuration_blip_2.py` and
+//! `models/instructblip/configuration_instructblip.py`.
 //! A field that the file lacks gets the reference's default (the published
 //! opt-2.7b config states hardly any), a field that this crate does not know
 //! is ignored, and a value that it cannot honour is refused by name.
@@ -125,6 +126,13 @@ pub struct QFormerConfig {
     pub hidden_act: Activation,
     /// Epsilon of every LayerNorm.
     pub layer_norm_eps: f64,
+    /// Whether the Q-Former reads an instruction beside the picture.
+    /// [`Blip2Config`] sets it from the model type, whatever the file says.
+    pub use_qformer_text_input: bool,
+    /// Rows of the word embeddings, where it does.
+    pub vocab_size: usize,
+    /// Rows of the position embeddings, and so the longest text, where it does.
+    pub max_position_embeddings: usize,
 }
 
 impl Default for QFormerConfig {
@@ -138,6 +146,9 @@ impl Default for QFormerConfig {
             encoder_hidden_size: 1408,
             hidden_act: Activation::Gelu,
             layer_norm_eps: 1e-12,
+            use_qformer_text_input: false,
+            vocab_size: 30522,
+            max_position_embeddings: 512,
         }
     }
 }
@@ -158,6 +169,11 @@ impl QFormerConfig {
         size(
             "qformer_config.encoder_hidden_size",
             self.encoder_hidden_size,
+        )?;
+        size("qformer_config.vocab_size", self.vocab_size)?;
+        size(
+            "qformer_config.max_position_embeddings",
+            self.max_position_embeddings,
         )?;
         heads("qformer_config", self.num_attention_heads, self.hidden_size)?;
         epsilon("qformer_config.layer_norm_eps", self.layer_norm_eps)
@@ -203,11 +219,19 @@ pub enum TokenIds {
     Many(Vec<i64>),
 }
 
-/// `Blip2Config`: a whole checkpoint, `model_type: blip-2`.
+/// Model types of [`Blip2Config`] whose Q-Former reads no text.
+const BLIP2: &str = "blip-2";
+
+/// Model types whose Q-Former reads the instruction; the second loads the
+/// first's checkpoints.
+const INSTRUCT_BLIP: [&str; 2] = ["instructblip", "instructblipvideo"];
+
+/// `Blip2Config` or `InstructBlipConfig`: a whole checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Blip2Config {
-    /// Always `blip-2`; any other model is refused.
+    /// `blip-2`, `instructblip` or `instructblipvideo`; any other model is
+    /// refused.
     pub model_type: String,
     /// The frozen ViT.
     #[serde(deserialize_with = "null_is_default")]
@@ -220,14 +244,16 @@ pub struct Blip2Config {
     pub text_config: TextConfig,
     /// Learned queries, and so rows of the soft prompt.
     pub num_query_tokens: usize,
-    /// Token that stands for the picture in Hugging Face's prompts.
+    /// Token that stands for the picture in Hugging Face's prompts
+    /// (`video_token_index` of `instructblipvideo`).
+    #[serde(alias = "video_token_index")]
     pub image_token_index: Option<i64>,
 }
 
 impl Default for Blip2Config {
     fn default() -> Self {
         Self {
-            model_type: "blip-2".to_owned(),
+            model_type: BLIP2.to_owned(),
             vision_config: VisionConfig::default(),
             qformer_config: QFormerConfig::default(),
             text_config: TextConfig::default(),
@@ -259,12 +285,17 @@ impl Blip2Config {
     /// a value that cannot be honoured.
     pub fn from_json(text: &str) -> Result<Self> {
         let mut config: Self = serde_json::from_str(text)?;
-        if config.model_type != "blip-2" {
+        let reads_text = INSTRUCT_BLIP.contains(&config.model_type.as_str());
+        if !reads_text && config.model_type != BLIP2 {
             return Err(value(
                 "model_type",
-                format!("{:?} is not known (known: \"blip-2\")", config.model_type),
+                format!(
+                    "{:?} is not known (known: {BLIP2:?}, {INSTRUCT_BLIP:?})",
+                    config.model_type
+                ),
             ));
         }
+        config.qformer_config.use_qformer_text_input = reads_text;
         config.qformer_config.encoder_hidden_size = config.vision_config.hidden_size;
         config.vision_config.validate()?;
         config.qformer_config.validate()?;
@@ -371,11 +402,31 @@ mod tests {
     }
 
     #[test]
+    fn the_model_type_says_whether_the_q_former_reads_text() {
+        let parse = |text| Blip2Config::from_json(text).unwrap();
+        // As Salesforce/instructblip-vicuna-7b states them, its wrong ids too.
+        let config = parse(
+            r#"{"model_type": "instructblip", "image_token_index": 32000, "num_query_tokens": 32,
+                "qformer_config": {"model_type": "instructblip_qformer", "vocab_size": 30523},
+                "text_config": {"model_type": "llama", "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}}"#,
+        );
+        assert!(config.qformer_config.use_qformer_text_input);
+        assert_eq!(config.qformer_config.vocab_size, 30523);
+        assert_eq!(config.qformer_config.max_position_embeddings, 512);
+        let video = parse(r#"{"model_type": "instructblipvideo", "video_token_index": 32002}"#);
+        assert!(video.qformer_config.use_qformer_text_input);
+        assert_eq!(video.image_token_index, Some(32002));
+        // Stage 1's text input is another model's.
+        let blip2 = parse(r#"{"qformer_config": {"use_qformer_text_input": true}}"#);
+        assert!(!blip2.qformer_config.use_qformer_text_input);
+    }
+
+    #[test]
     fn values_that_cannot_be_honoured_are_refused_by_name() {
         let cases = [
             (
-                r#"{"model_type": "instructblip"}"#,
-                "model_type: \"instructblip\"",
+                r#"{"model_type": "blip"}"#,
+                "model_type: \"blip\" is not known (known: \"blip-2\", [\"instructblip\", \"instructblipvideo\"])",
             ),
             (
                 r#"{"vision_config": {"hidden_act": "quick_gelu"}}"#,

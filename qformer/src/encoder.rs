@@ -70,8 +70,14 @@ impl Encoder {
     /// Encodes normalized pixels `[batch, 3, image_size, image_size]`.
     ///
     /// # Errors
+    /// [`Error::Text`] where the Q-Former reads a text too;
     /// `pixels` has another shape, or the device fails.
     pub fn encode(&self, pixels: &Tensor) -> Result<Encoding> {
+        if self.qformer.reads_text() {
+            return Err(Error::Text {
+                reason: "this Q-Former reads one beside the picture, and none is given".to_owned(),
+            });
+        }
         let vision = self.vision.forward(pixels)?;
         let queries = self.qformer.forward(&vision)?;
         Ok(Encoding {

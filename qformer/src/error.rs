@@ -108,6 +108,26 @@ pub enum Error {
         /// The tensor.
         tensor: String,
     },
+    /// A checkpoint's Q-Former reads text, and has no tokenizer for it.
+    #[error("{}: neither tokenizer.json nor vocab.txt is here, and the Q-Former reads the instruction through its own tokenizer: save the checkpoint's processor beside it", dir.display())]
+    NoTokenizer {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A tokenizer of the Q-Former cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A text cannot be read beside a picture.
+    #[error("instruction: {reason}")]
+    Text {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A picture was not decoded.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),

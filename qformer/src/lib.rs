@@ -39,6 +39,8 @@ mod norm;
 pub mod preprocess;
 mod resize;
 pub mod vision;
+pub mod wordpiece;
 
 pub use encoder::{Encoder, Encoding};
 pub use error::{Error, Result};
+pub use wordpiece::WordPiece;

@@ -67,13 +67,13 @@ CORPUS = [
 ]
 
 
-def make_tokenizer():
+def make_tokenizer(special=(BOS, EOS, IMAGE)):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB,
-        special_tokens=[BOS, EOS, IMAGE],
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -208,7 +208,7 @@ def try_seed(seed, pixels, prompts):
     return (model, cases), "good"
 
 
-def write_gguf(path, model, tokenizer):
+def write_gguf(path, model, tokenizer, special=(BOS, EOS, IMAGE), bos=0, eos=1):
     config = model.config.text_config
     head_dim = config.hidden_size // config.num_attention_heads
     writer = gguf.GGUFWriter(path, "llama")
@@ -227,7 +227,6 @@ def write_gguf(path, model, tokenizer):
 
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    special = {BOS, EOS, IMAGE}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([text for text, _ in vocab])
@@ -235,8 +234,8 @@ def write_gguf(path, model, tokenizer):
         [gguf.TokenType.CONTROL if text in special else gguf.TokenType.NORMAL for text, _ in vocab]
     )
     writer.add_token_merges([" ".join(pair) for pair in state["model"]["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(bos)
+    writer.add_eos_token_id(eos)
     writer.add_add_bos_token(False)
 
     def rotary(weight, n_head):

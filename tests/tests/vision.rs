@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bridge::projection::Projection;
 use candle_core::{DType, Device, Tensor};
+use qbridge_tests::golden_model::{GoldenModel as Golden, Stored, max_difference, project, write};
 use qformer::checkpoint::{Checkpoint, Values, Weight, WeightType, write_weights};
 use qformer::config::Blip2Config;
-use qformer::{Encoder, Encoding, Error};
+use qformer::{Encoding, Error};
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 
@@ -21,308 +21,36 @@ fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/vision")
 }
 
-/// `uniform` of `make_vision.py`.
-fn uniform(name: &str, count: usize) -> impl Iterator<Item = f32> {
-    let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    });
-    (1..=count as u64).map(move |i| {
-        let z = seed.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let z = z ^ (z >> 31);
-        (z >> 40) as f32 * 2f32.powi(-23) - 1.0
-    })
+fn read(name: &str) -> Golden {
+    Golden::read(&golden_dir(), name)
 }
 
-/// `values` of `make_vision.py`.
-fn values(name: &str, shape: &[usize]) -> Vec<f32> {
-    let (mut scale, mut offset) = (1.0, 0.0);
-    let norms = [
-        "norm.weight",
-        "norm1.weight",
-        "norm2.weight",
-        "LayerNorm.weight",
-    ];
-    if norms.iter().any(|end| name.ends_with(end)) {
-        (scale, offset) = (0.5, 1.0);
-    } else if name.ends_with(".bias") {
-        scale = 0.3;
-    } else if name.ends_with(".weight") {
-        let sharp = ["qkv", "query.", "key."]
-            .iter()
-            .any(|part| name.contains(part));
-        let inputs: usize = shape[1..].iter().product();
-        scale = (if sharp { 1.5 } else { 1.0 }) * (3.0 / inputs as f64).sqrt();
-    } else if name == "pixels" {
-        scale = 2.0;
-    }
-    uniform(name, shape.iter().product())
-        .map(|x| x * scale as f32 + offset)
-        .collect()
-}
-
-/// Names and shapes of a model's tensors, as `Blip2ForConditionalGeneration`
-/// has them.
-fn tensor_shapes(config: &Blip2Config, n_embd: usize) -> BTreeMap<String, Vec<usize>> {
-    let mut shapes = BTreeMap::new();
-    let mut add = |name: String, shape: &[usize]| {
-        shapes.insert(name, shape.to_vec());
-    };
-    let (vision, qformer) = (&config.vision_config, &config.qformer_config);
-    let (width, inner, patch) = (
-        vision.hidden_size,
-        vision.intermediate_size,
-        vision.patch_size,
-    );
-    add(
-        "vision_model.embeddings.class_embedding".into(),
-        &[1, 1, width],
-    );
-    add(
-        "vision_model.embeddings.position_embedding".into(),
-        &[1, vision.positions(), width],
-    );
-    add(
-        "vision_model.embeddings.patch_embedding.weight".into(),
-        &[width, 3, patch, patch],
-    );
-    add(
-        "vision_model.embeddings.patch_embedding.bias".into(),
-        &[width],
-    );
-    for layer in 0..vision.num_hidden_layers {
-        let at = |name: &str| format!("vision_model.encoder.layers.{layer}.{name}");
-        for norm in ["layer_norm1", "layer_norm2"] {
-            add(at(&format!("{norm}.weight")), &[width]);
-            add(at(&format!("{norm}.bias")), &[width]);
-        }
-        add(at("self_attn.qkv.weight"), &[3 * width, width]);
-        if vision.qkv_bias {
-            add(at("self_attn.qkv.bias"), &[3 * width]);
-        }
-        for (name, outputs, inputs) in [
-            ("self_attn.projection", width, width),
-            ("mlp.fc1", inner, width),
-            ("mlp.fc2", width, inner),
-        ] {
-            add(at(&format!("{name}.weight")), &[outputs, inputs]);
-            add(at(&format!("{name}.bias")), &[outputs]);
-        }
-    }
-    add("vision_model.post_layernorm.weight".into(), &[width]);
-    add("vision_model.post_layernorm.bias".into(), &[width]);
-
-    let (encoder, width, inner) = (width, qformer.hidden_size, qformer.intermediate_size);
-    add("query_tokens".into(), &[1, config.num_query_tokens, width]);
-    add("qformer.layernorm.weight".into(), &[width]);
-    add("qformer.layernorm.bias".into(), &[width]);
-    for layer in 0..qformer.num_hidden_layers {
-        let at = |name: &str| format!("qformer.encoder.layer.{layer}.{name}");
-        let mut linears = vec![
-            ("intermediate_query.dense".to_owned(), inner, width),
-            ("output_query.dense".to_owned(), width, inner),
-        ];
-        let mut norms = vec!["output_query.LayerNorm".to_owned()];
-        let mut attention = |name: &str, keys: usize| {
-            linears.push((format!("{name}.attention.query"), width, width));
-            linears.push((format!("{name}.attention.key"), width, keys));
-            linears.push((format!("{name}.attention.value"), width, keys));
-            linears.push((format!("{name}.output.dense"), width, width));
-            norms.push(format!("{name}.output.LayerNorm"));
-        };
-        attention("attention", width);
-        if layer % qformer.cross_attention_frequency == 0 {
-            attention("crossattention", encoder);
-        }
-        for (name, outputs, inputs) in linears {
-            add(at(&format!("{name}.weight")), &[outputs, inputs]);
-            add(at(&format!("{name}.bias")), &[outputs]);
-        }
-        for name in norms {
-            add(at(&format!("{name}.weight")), &[width]);
-            add(at(&format!("{name}.bias")), &[width]);
-        }
-    }
-    add("language_projection.weight".into(), &[n_embd, width]);
-    add("language_projection.bias".into(), &[n_embd]);
-    shapes
-}
-
-/// One tensor to be written.
-struct Stored {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl safetensors::View for Stored {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        self.bytes.as_slice().into()
-    }
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
-fn write(path: &Path, tensors: BTreeMap<String, Stored>) {
-    safetensors::serialize_to_file(tensors, None, path).unwrap();
-}
-
-/// A model of the golden files with its outputs.
-struct Golden {
-    config: Blip2Config,
-    n_embd: usize,
-    bytes: Vec<u8>,
-}
-
-impl Golden {
-    fn read(name: &str) -> Self {
-        let dir = golden_dir();
-        let config = Blip2Config::read(&dir.join(name)).unwrap();
-        let n_embd = config.text_config.hidden_size.unwrap();
-        let bytes = std::fs::read(dir.join(format!("{name}.safetensors"))).unwrap();
-        Self {
-            config,
-            n_embd,
-            bytes,
-        }
-    }
-
-    /// A stored output, f32.
-    fn output(&self, name: &str) -> Tensor {
-        let file = SafeTensors::deserialize(&self.bytes).unwrap();
-        let view = file.tensor(name).unwrap();
-        Tensor::from_raw_buffer(view.data(), DType::F32, view.shape(), &Device::Cpu).unwrap()
-    }
-
-    /// A stored list of numbers.
-    fn numbers<const N: usize>(&self, name: &str, parse: fn([u8; N]) -> u64) -> Vec<u64> {
-        let file = SafeTensors::deserialize(&self.bytes).unwrap();
-        let view = file.tensor(name).unwrap();
-        let (chunks, rest) = view.data().as_chunks::<N>();
-        assert!(rest.is_empty());
-        chunks.iter().map(|chunk| parse(*chunk)).collect()
-    }
-
-    /// The rows of `tensor` that the golden file keeps.
-    fn rows(&self, tensor: &Tensor, list: &str) -> Tensor {
-        let rows: Vec<u32> = self
-            .numbers(list, |bytes| u32::from_le_bytes(bytes).into())
-            .into_iter()
-            .map(|row| row as u32)
-            .collect();
-        let rows = Tensor::new(rows, &Device::Cpu).unwrap();
-        tensor.index_select(&rows, 1).unwrap()
-    }
-
-    /// Batch of the stored outputs.
-    fn batch(&self) -> usize {
-        self.output("queries").dim(0).unwrap()
-    }
-
-    fn pixels(&self) -> Tensor {
-        let side = self.config.vision_config.image_size;
-        let shape = [self.batch(), 3, side, side];
-        Tensor::from_vec(values("pixels", &shape), &shape, &Device::Cpu).unwrap()
-    }
-
-    /// The weights, after making sure that they are those of the generator.
-    fn weights(&self) -> BTreeMap<String, Stored> {
-        let mut checksum = 0_u64;
-        let mut weights = BTreeMap::new();
-        for (name, shape) in tensor_shapes(&self.config, self.n_embd) {
-            let values = values(&name, &shape);
-            for (place, value) in (1_u64..).zip(&values) {
-                checksum = checksum.wrapping_add(u64::from(value.to_bits()).wrapping_mul(place));
-            }
-            let bytes = values.into_iter().flat_map(f32::to_le_bytes).collect();
-            let dtype = Dtype::F32;
-            weights.insert(
-                name,
-                Stored {
-                    dtype,
-                    shape,
-                    bytes,
-                },
-            );
-        }
-        assert_eq!(
-            vec![checksum],
-            self.numbers("checksum", u64::from_le_bytes),
-            "the generators of the weights differ: this says nothing of the model"
-        );
-        weights
-    }
-
-    /// A directory with the weights in one file.
-    fn checkpoint_dir(&self) -> TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        write(&dir.path().join("model.safetensors"), self.weights());
-        dir
-    }
-
-    fn load(&self, checkpoint: &Checkpoint, dtype: DType) -> qformer::Result<Encoder> {
-        Encoder::load(
-            checkpoint,
-            &self.config.vision_config,
-            &self.config.qformer_config,
-            self.config.num_query_tokens,
-            dtype,
-            &Device::Cpu,
-        )
-    }
-
-    /// Compares every stage with the stored outputs.
-    #[track_caller]
-    fn check(&self, checkpoint: &Checkpoint, dtype: DType, tolerance: f32) {
-        let encoding = self
-            .load(checkpoint, dtype)
-            .unwrap()
-            .encode(&self.pixels())
-            .unwrap();
-        let soft_prompt = project(checkpoint, &encoding.queries, self.n_embd);
-        let stages = [
-            ("vision", self.rows(&encoding.vision, "rows_vision")),
-            ("queries", encoding.queries),
-            ("soft_prompt", self.rows(&soft_prompt, "rows_soft_prompt")),
-        ];
-        for (name, found) in stages {
-            let difference = max_difference(&found, &self.output(name));
-            println!("{name}: {difference:.1e}");
-            assert!(difference < tolerance, "{name} differs by {difference}");
-        }
-    }
-}
-
-fn project(checkpoint: &Checkpoint, queries: &Tensor, n_embd: usize) -> Tensor {
-    let width = queries.dim(2).unwrap();
-    let projection = Projection::load(checkpoint, width, &Device::Cpu).unwrap();
-    assert_eq!(projection.n_embd(), n_embd);
-    projection.forward(queries).unwrap()
-}
-
-/// Largest absolute difference; NaN where there is one.
+/// Compares every stage with the stored outputs.
 #[track_caller]
-fn max_difference(left: &Tensor, right: &Tensor) -> f32 {
-    assert_eq!(left.dims(), right.dims());
-    let difference = (left - right).unwrap().abs().unwrap();
-    let values = difference.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    values
-        .into_iter()
-        .fold(0.0, |max, x| if x > max || x.is_nan() { x } else { max })
+fn check(golden: &Golden, checkpoint: &Checkpoint, dtype: DType, tolerance: f32) {
+    let encoding = golden
+        .load(checkpoint, dtype)
+        .unwrap()
+        .encode(&golden.pixels())
+        .unwrap();
+    let soft_prompt = project(checkpoint, &encoding.queries, golden.n_embd);
+    let stages = [
+        ("vision", golden.rows(&encoding.vision, "rows_vision")),
+        ("queries", encoding.queries),
+        ("soft_prompt", golden.rows(&soft_prompt, "rows_soft_prompt")),
+    ];
+    for (name, found) in stages {
+        let difference = max_difference(&found, &golden.output(name));
+        println!("{name}: {difference:.1e}");
+        assert!(difference < tolerance, "{name} differs by {difference}");
+    }
 }
 
 fn equals_transformers(name: &str) {
-    let golden = Golden::read(name);
+    let golden = read(name);
     let dir = golden.checkpoint_dir();
-    golden.check(
+    check(
+        &golden,
         &Checkpoint::open(dir.path()).unwrap(),
         DType::F32,
         TOLERANCE,
@@ -354,16 +82,21 @@ fn shards_that_transformers_saved_load_as_they_are() {
     let saved = golden_dir().join("saved");
     let golden = Golden {
         config: Blip2Config::read(&saved).unwrap(),
-        ..Golden::read("shallow")
+        ..read("shallow")
     };
-    golden.check(&Checkpoint::open(&saved).unwrap(), DType::F32, TOLERANCE);
+    check(
+        &golden,
+        &Checkpoint::open(&saved).unwrap(),
+        DType::F32,
+        TOLERANCE,
+    );
 }
 
 /// The golden outputs would be no proof if a part of the model could be left
 /// out, or a setting misread, without their telling.
 #[test]
 fn golden_outputs_tell_when_any_part_is_wrong() {
-    let golden = Golden::read("shallow");
+    let golden = read("shallow");
     let dir = golden.checkpoint_dir();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let differs = |golden: &Golden, checkpoint: &Checkpoint| {
@@ -403,7 +136,7 @@ fn golden_outputs_tell_when_any_part_is_wrong() {
         |config| config.qformer_config.cross_attention_frequency = 2,
     ];
     for (i, change) in changes.into_iter().enumerate() {
-        let mut golden = Golden::read("shallow");
+        let mut golden = read("shallow");
         change(&mut golden.config);
         let difference = differs(&golden, &checkpoint);
         assert!(
@@ -462,7 +195,7 @@ fn halved(golden: &Golden, half: DType) -> [TempDir; 2] {
 
 #[test]
 fn half_weights_are_computed_in_f32_without_loss() {
-    let golden = Golden::read("shallow");
+    let golden = read("shallow");
     for (half, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.15)] {
         let [rounded, halved] = halved(&golden, half);
         let [rounded, halved] =
@@ -477,7 +210,7 @@ fn half_weights_are_computed_in_f32_without_loss() {
         let (one, other) = (encode(&rounded), encode(&halved));
         assert_eq!(max_difference(&one.vision, &other.vision), 0.0);
         assert_eq!(max_difference(&one.queries, &other.queries), 0.0);
-        golden.check(&halved, DType::F32, tolerance);
+        check(&golden, &halved, DType::F32, tolerance);
     }
 }
 
@@ -485,14 +218,19 @@ fn half_weights_are_computed_in_f32_without_loss() {
 /// only run of the portable operations on a machine without one.
 #[test]
 fn computing_in_f16_stays_close() {
-    let golden = Golden::read("shallow");
+    let golden = read("shallow");
     let dir = golden.checkpoint_dir();
-    golden.check(&Checkpoint::open(dir.path()).unwrap(), DType::F16, 0.05);
+    check(
+        &golden,
+        &Checkpoint::open(dir.path()).unwrap(),
+        DType::F16,
+        0.05,
+    );
 }
 
 #[test]
 fn a_batch_equals_its_pictures_one_by_one() {
-    let golden = Golden::read("rest");
+    let golden = read("rest");
     let dir = golden.checkpoint_dir();
     let encoder = golden
         .load(&Checkpoint::open(dir.path()).unwrap(), DType::F32)
@@ -515,7 +253,7 @@ fn a_batch_equals_its_pictures_one_by_one() {
 
 #[test]
 fn pixels_of_another_shape_are_refused() {
-    let golden = Golden::read("shallow");
+    let golden = read("shallow");
     let dir = golden.checkpoint_dir();
     let encoder = golden
         .load(&Checkpoint::open(dir.path()).unwrap(), DType::F32)
@@ -539,7 +277,7 @@ fn pixels_of_another_shape_are_refused() {
 /// Tampers with a good checkpoint and asserts what the refusal says.
 #[track_caller]
 fn refused(tamper: impl FnOnce(&Path, BTreeMap<String, Stored>), expected: &[&str]) -> Error {
-    let golden = Golden::read("shallow");
+    let golden = read("shallow");
     let dir = tempfile::tempdir().unwrap();
     tamper(dir.path(), golden.weights());
     let error = Checkpoint::open(dir.path())
@@ -605,7 +343,7 @@ fn a_dtype_that_no_weight_has_is_named() {
 #[test]
 fn files_cut_short_or_damaged_are_refused() {
     let full = {
-        let dir = Golden::read("shallow").checkpoint_dir();
+        let dir = read("shallow").checkpoint_dir();
         std::fs::read(dir.path().join("model.safetensors")).unwrap()
     };
     let refuse = |bytes: Vec<u8>| {
@@ -765,7 +503,7 @@ fn a_directory_without_weights_says_what_it_looked_for() {
 
 #[test]
 fn a_subset_keeps_names_shapes_dtypes_and_bytes() {
-    let golden = Golden::read("shallow");
+    let golden = read("shallow");
     let [_, halved] = halved(&golden, DType::F16);
     let whole = Checkpoint::open(halved.path()).unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -174,6 +174,12 @@ impl Manifest {
                 self.family
             ));
         }
+        if self.qformer.use_qformer_text_input {
+            return Err(format!(
+                "qformer.use_qformer_text_input = true does not go with family = {:?}",
+                self.family
+            ));
+        }
         for (part, entry) in self.files.parts() {
             let path = Path::new(&entry.path);
             if path.file_name().is_none_or(|name| name != path.as_os_str()) {

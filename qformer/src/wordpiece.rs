@@ -1,0 +1,250 @@
+//! An instruction as the token ids that InstructBLIP's Q-Former reads: BERT's
+//! WordPiece (Devlin et al. 2019, arXiv:1810.04805), `[CLS] ... [SEP]`.
+//!
+//! Reference: transformers 5.23, `models/bert/tokenization_bert.py`, which is
+//! the `tokenizers` library too, here without its regex engine in C and
+//! without its hub client. `[DEC]` is the token that BLIP-2's pre-training
+//! added to BERT's vocabulary (LAVIS, `Blip2Base.init_tokenizer`).
+
+use std::path::Path;
+
+use serde::Deserialize;
+use tokenizers::models::wordpiece::WordPiece as Model;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::processors::bert::BertProcessing;
+use tokenizers::{
+    AddedToken, ModelWrapper, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
+};
+
+use crate::config::QFormerConfig;
+use crate::{Error, Result};
+
+/// Name of the tokenizer's directory inside a checkpoint directory.
+pub const TOKENIZER_DIR: &str = "qformer_tokenizer";
+
+const TOKENIZER_FILE: &str = "tokenizer.json";
+const VOCABULARY_FILE: &str = "vocab.txt";
+const CONFIG_FILE: &str = "tokenizer_config.json";
+
+/// `[CLS]` and `[SEP]`.
+const N_ADDED: usize = 2;
+
+/// BERT's tokenizer with everything that it needs to read one text.
+#[derive(Debug, Clone)]
+pub struct WordPiece {
+    tokenizer: Tokenizer,
+}
+
+/// What a `tokenizer_config.json` may say that changes ids.
+#[derive(Deserialize)]
+#[serde(default)]
+struct TokenizerConfig {
+    do_lower_case: bool,
+    tokenize_chinese_chars: bool,
+    strip_accents: Option<bool>,
+    /// Absurdly large where there is none, so a float.
+    model_max_length: Option<f64>,
+    truncation_side: Side,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Side {
+    Left,
+    Right,
+}
+
+impl Default for TokenizerConfig {
+    fn default() -> Self {
+        Self {
+            do_lower_case: true,
+            tokenize_chinese_chars: true,
+            strip_accents: None,
+            model_max_length: None,
+            truncation_side: Side::Right,
+        }
+    }
+}
+
+impl WordPiece {
+    /// Reads `dir`, a checkpoint's `qformer_tokenizer/`: `tokenizer.json`, or
+    /// `vocab.txt` alone, to which `[DEC]` is added; beside either,
+    /// `tokenizer_config.json`, without which the tokenizer is InstructBLIP's
+    /// (lower case, cut on the left). Texts are cut to its `model_max_length`,
+    /// at most the Q-Former's positions.
+    ///
+    /// # Errors
+    /// [`Error::NoTokenizer`] where neither is there; [`Error::Tokenizer`] for
+    /// a file that holds no such tokenizer, or one that `config` has too few
+    /// word embeddings for.
+    pub fn open_dir(dir: &Path, config: &QFormerConfig) -> Result<Self> {
+        let (json, vocabulary) = (dir.join(TOKENIZER_FILE), dir.join(VOCABULARY_FILE));
+        let settings = TokenizerConfig::read(&dir.join(CONFIG_FILE))?;
+        let (mut tokenizer, path) = if json.is_file() {
+            (read_json(&json)?, json)
+        } else if vocabulary.is_file() {
+            (read_vocabulary(&vocabulary, &settings)?, vocabulary)
+        } else {
+            return Err(Error::NoTokenizer {
+                dir: dir.to_owned(),
+            });
+        };
+        let limit = settings.model_max_length.unwrap_or(f64::INFINITY);
+        // A float beyond `usize` saturates.
+        let max_length = (limit as usize).min(config.max_position_embeddings);
+        let invalid = invalid(&path);
+        if max_length <= N_ADDED {
+            return Err(invalid(format!(
+                "texts of {max_length} tokens have no room beside [CLS] and [SEP]"
+            )));
+        }
+        let processing = bert_processing(&tokenizer).map_err(&invalid)?;
+        tokenizer
+            .with_post_processor(Some(processing))
+            .with_padding(None)
+            .with_truncation(Some(TruncationParams {
+                direction: match settings.truncation_side {
+                    Side::Left => TruncationDirection::Left,
+                    Side::Right => TruncationDirection::Right,
+                },
+                max_length,
+                strategy: TruncationStrategy::LongestFirst,
+                stride: 0,
+            }))
+            .map_err(|error| invalid(error.to_string()))?;
+        Self::checked(tokenizer, config).map_err(invalid)
+    }
+
+    /// Reads a file that [`WordPiece::save`] wrote.
+    ///
+    /// # Errors
+    /// The file cannot be read, holds no such tokenizer, or one that `config`
+    /// has too few word embeddings or positions for.
+    pub fn open(path: &Path, config: &QFormerConfig) -> Result<Self> {
+        let mut tokenizer = read_json(path)?;
+        let invalid = invalid(path);
+        let processing = bert_processing(&tokenizer).map_err(&invalid)?;
+        tokenizer
+            .with_post_processor(Some(processing))
+            .with_padding(None);
+        Self::checked(tokenizer, config).map_err(invalid)
+    }
+
+    /// Writes everything as one file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let json = serde_json::to_vec(&self.tokenizer)?;
+        std::fs::write(path, json).map_err(Error::io(path))
+    }
+
+    /// The ids of `[CLS] text [SEP]`, cut to the tokenizer's limit; two for an
+    /// empty text.
+    ///
+    /// # Errors
+    /// The library refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, true);
+        let encoding = encoding.map_err(|error| Error::Text {
+            reason: error.to_string(),
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Rows of word embeddings that the ids need.
+    pub fn vocab_size(&self) -> usize {
+        vocab_size(&self.tokenizer)
+    }
+
+    fn checked(tokenizer: Tokenizer, config: &QFormerConfig) -> Result<Self, String> {
+        let ModelWrapper::WordPiece(model) = tokenizer.get_model() else {
+            return Err("it holds no WordPiece vocabulary, which the Q-Former reads".to_owned());
+        };
+        let unknown = &model.unk_token;
+        if tokenizer.token_to_id(unknown).is_none() {
+            return Err(format!("its vocabulary lacks {unknown}"));
+        }
+        let (tokens, rows) = (vocab_size(&tokenizer), config.vocab_size);
+        if tokens > rows {
+            return Err(format!(
+                "it has {tokens} tokens, and the Q-Former {rows} word embeddings (qformer_config.vocab_size): \
+                 take the tokenizer that was saved with these weights"
+            ));
+        }
+        let positions = config.max_position_embeddings;
+        match tokenizer.get_truncation() {
+            Some(truncation) if (N_ADDED + 1..=positions).contains(&truncation.max_length) => {
+                Ok(Self { tokenizer })
+            }
+            Some(truncation) => Err(format!(
+                "texts are cut to {} tokens, and the Q-Former has {positions} positions",
+                truncation.max_length
+            )),
+            None => Err("it does not say where texts are cut".to_owned()),
+        }
+    }
+}
+
+impl TokenizerConfig {
+    fn read(path: &Path) -> Result<Self> {
+        match std::fs::read(path) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|error| invalid(path)(error.to_string()))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self {
+                truncation_side: Side::Left,
+                ..Self::default()
+            }),
+            Err(error) => Err(Error::io(path)(error)),
+        }
+    }
+}
+
+fn read_json(path: &Path) -> Result<Tokenizer> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    Tokenizer::from_bytes(bytes).map_err(|error| invalid(path)(error.to_string()))
+}
+
+/// BERT's tokenizer over a vocabulary of one token a line.
+fn read_vocabulary(path: &Path, settings: &TokenizerConfig) -> Result<Tokenizer> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let build = || -> tokenizers::Result<Tokenizer> {
+        let vocabulary = Model::read_bytes(&bytes)?;
+        let model = Model::builder().vocab(vocabulary).build()?;
+        let mut tokenizer = Tokenizer::new(model);
+        tokenizer
+            .with_normalizer(Some(BertNormalizer::new(
+                true,
+                settings.tokenize_chinese_chars,
+                settings.strip_accents,
+                settings.do_lower_case,
+            )))?
+            .with_pre_tokenizer(Some(BertPreTokenizer));
+        let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"];
+        tokenizer.add_special_tokens(special.map(|token| AddedToken::from(token, true)))?;
+        Ok(tokenizer)
+    };
+    build().map_err(|error| invalid(path)(error.to_string()))
+}
+
+fn bert_processing(tokenizer: &Tokenizer) -> Result<BertProcessing, String> {
+    let token = |token: &str| match tokenizer.token_to_id(token) {
+        Some(id) => Ok((token.to_owned(), id)),
+        None => Err(format!("its vocabulary lacks {token}")),
+    };
+    Ok(BertProcessing::new(token("[SEP]")?, token("[CLS]")?))
+}
+
+fn vocab_size(tokenizer: &Tokenizer) -> usize {
+    let ids = tokenizer.get_vocab(true).into_values();
+    ids.max().map_or(0, |id| id as usize + 1)
+}
+
+fn invalid(path: &Path) -> impl Fn(String) -> Error {
+    move |reason| Error::Tokenizer {
+        path: path.to_owned(),
+        reason,
+    }
+}
