@@ -107,6 +107,16 @@ pub enum Error {
         /// Rows that one sequence may hold.
         n_ctx: usize,
     },
+    /// A request wants more beams than there can be.
+    #[error(
+        "num_beams is {num_beams}, and the engine computes {limit} sequences at once: ask for fewer beams or start it with more slots"
+    )]
+    TooManyBeams {
+        /// Beams of the request.
+        num_beams: usize,
+        /// Sequences of the engine.
+        limit: usize,
+    },
     /// No room in the queue; try again later.
     #[error("the queue is full ({limit} requests are waiting): try again later")]
     QueueFull {
@@ -160,7 +170,9 @@ impl Error {
         match self {
             Error::ContextLengthExceeded { .. } => ErrorKind::ContextLengthExceeded,
             Error::QueueFull { .. } => ErrorKind::QueueFull,
-            Error::InvalidRequest { .. } | Error::EmptyPrompt => ErrorKind::InvalidRequest,
+            Error::InvalidRequest { .. } | Error::TooManyBeams { .. } | Error::EmptyPrompt => {
+                ErrorKind::InvalidRequest
+            }
             Error::Prompt(error) if error.is_request() => ErrorKind::InvalidRequest,
             Error::Vision(qformer::Error::Image(error)) if error.is_too_large() => {
                 ErrorKind::ImageTooLarge

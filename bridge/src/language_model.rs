@@ -37,6 +37,8 @@ pub struct LanguageModel {
     n_vocab: usize,
     n_ctx_train: usize,
     has_tokenizer: bool,
+    decoder_start: Option<i32>,
+    end_of_generation: Vec<i32>,
     strips_leading_space: bool,
     special_token_texts: Vec<String>,
 }
@@ -70,17 +72,37 @@ impl LanguageModel {
         let _ = llama::take_error();
         let raw = LlamaModel::load_from_file(backend, path, &params)
             .map_err(|error| refused(llama::take_error().unwrap_or_else(|| error.to_string())))?;
-        if llama::has_encoder(&raw) {
-            return Err(refused(format!(
-                "{} is an encoder-decoder; only decoder-only models can be served",
-                info.architecture
-            )));
-        }
+        let decoder_start = match llama::encoder_and_decoder(&raw) {
+            (false, _) => None,
+            (true, false) => {
+                return Err(refused(format!(
+                    "{} is an encoder without a decoder, which generates nothing",
+                    info.architecture
+                )));
+            }
+            (true, true) => match llama::decoder_start(&raw) {
+                Some(id) => Some(id),
+                None => {
+                    return Err(refused(format!(
+                        "{0} is an encoder-decoder, and the file does not say where its decoder \
+                         starts; write {0}.decoder_start_token_id into it (0 for T5)",
+                        info.architecture
+                    )));
+                }
+            },
+        };
         let n_embd = llama::n_embd_input(&raw);
         let n_vocab = usize::try_from(raw.n_vocab()).unwrap_or(0);
         if n_embd == 0 || n_vocab == 0 {
             return Err(refused(format!(
                 "embeddings of {n_embd} values and a vocabulary of {n_vocab}"
+            )));
+        }
+        if let Some(id) = decoder_start
+            && !usize::try_from(id).is_ok_and(|id| id < n_vocab)
+        {
+            return Err(refused(format!(
+                "its decoder starts from token {id}, and its vocabulary has {n_vocab}"
             )));
         }
         let n_ctx_train = raw.n_ctx_train() as usize;
@@ -93,9 +115,14 @@ impl LanguageModel {
             n_vocab,
             n_ctx_train,
             has_tokenizer,
+            decoder_start,
+            end_of_generation: Vec::new(),
             strips_leading_space: false,
             special_token_texts: Vec::new(),
         };
+        model.end_of_generation = (0..i32::try_from(n_vocab).unwrap_or(i32::MAX))
+            .filter(|&id| model.is_end_of_generation(id))
+            .collect();
         model.special_token_texts = model.find_special_token_texts();
         model.strips_leading_space = model.find_strips_leading_space();
         Ok(model)
@@ -187,6 +214,21 @@ impl LanguageModel {
     /// Whether `id` ends an answer: end of text, end of turn, and their like.
     pub fn is_end_of_generation(&self, id: i32) -> bool {
         self.contains(id) && self.raw.vocab().is_eog(LlamaToken(id))
+    }
+
+    /// All tokens that end an answer, ascending.
+    pub fn end_of_generation(&self) -> &[i32] {
+        &self.end_of_generation
+    }
+
+    /// Whether the prompt goes into an encoder, and a decoder of its own answers (T5).
+    pub fn is_encoder_decoder(&self) -> bool {
+        self.decoder_start.is_some()
+    }
+
+    /// The token that the decoder of an encoder-decoder starts from.
+    pub fn decoder_start(&self) -> Option<i32> {
+        self.decoder_start
     }
 
     /// The token that begins a text, where the model has one.

@@ -6,7 +6,8 @@
 //! (`llama_batch_ext` of `llama.h`). A step is: [`Context::clear`], then
 //! [`Context::add_token`] and [`Context::add_embedding`] for any number of
 //! sequences, then [`Context::process`], then [`Context::logits`] for the rows
-//! that asked for them.
+//! that asked for them. An encoder-decoder needs one [`Context::encode`] of the
+//! sequences first.
 //!
 //! The context is made from `llama-cpp-2`'s [`LlamaModel`], whose private layout
 //! (one non-null pointer, `#[repr(transparent)]`) this module relies on. Both
@@ -123,13 +124,16 @@ pub struct Context {
     n_embd: usize,
     n_vocab: usize,
     n_batch: usize,
+    n_ubatch: usize,
     n_seq_max: usize,
+    n_outputs_max: usize,
     n_rows: usize,
     n_outputs: usize,
+    has_encoded: bool,
     /// Read by llama.cpp through a raw pointer until `raw` is freed.
     _abort: Arc<AtomicBool>,
     /// Outlives `raw`, which points into it.
-    _model: Arc<LanguageModel>,
+    model: Arc<LanguageModel>,
 }
 
 // SAFETY: a llama_context has no tie to the thread that made it; it must only not
@@ -173,7 +177,20 @@ impl Context {
         params.n_threads_batch = threads;
         params.type_k = options.cache_type.ggml_type();
         params.type_v = options.cache_type.ggml_type();
+        let encodes = model.is_encoder_decoder();
+        if encodes && options.cache_type == CacheType::Q8_0 {
+            return Err(Error::Context {
+                reason: format!(
+                    "{} has a position bias in its attention, which llama.cpp's fused attention \
+                     does not take, and a q8_0 cache needs that: use an f16 or f32 cache",
+                    model.architecture()
+                ),
+            });
+        }
         params.flash_attn_type = match options.flash_attention {
+            // Fused, the keys and values of T5's cross attention would be cast to
+            // f16, and they are made for f32 (Flan-T5 overflows in f16).
+            _ if encodes => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
             FlashAttention::Auto if options.cache_type == CacheType::F32 => {
                 sys::LLAMA_FLASH_ATTN_TYPE_DISABLED
             }
@@ -193,7 +210,7 @@ impl Context {
             // Creating a context may write to the model (n_ctx_train under YaRN).
             static CREATION: Mutex<()> = Mutex::new(());
             let _guard = CREATION.lock().unwrap_or_else(PoisonError::into_inner);
-            // SAFETY: the pointer is that of a live model, kept alive by `_model`;
+            // SAFETY: the pointer is that of a live model, kept alive by `model`;
             // `params` is plain data whose only pointer, the abort flag, is kept
             // alive by `_abort`.
             unsafe { sys::llama_init_from_model(model_ptr(model.raw()).as_ptr(), params) }
@@ -226,12 +243,25 @@ impl Context {
             n_embd: model.n_embd(),
             n_vocab: model.n_vocab(),
             n_batch: options.n_batch,
+            n_ubatch: options.n_ubatch.min(options.n_batch),
             n_seq_max: options.n_seq_max,
+            // llama.cpp outputs every row of an encoder, whatever is asked for.
+            n_outputs_max: if encodes {
+                options.n_batch
+            } else {
+                options.n_seq_max
+            },
             n_rows: 0,
             n_outputs: 0,
+            has_encoded: false,
             _abort: abort,
-            _model: model,
+            model,
         })
+    }
+
+    /// Values of an embedding row.
+    pub fn n_embd(&self) -> usize {
+        self.n_embd
     }
 
     /// Most rows in one batch.
@@ -314,8 +344,8 @@ impl Context {
             format!("the batch is full ({} rows)", self.n_batch)
         } else if sequence >= self.n_seq_max {
             format!("sequence {sequence} of {}", self.n_seq_max)
-        } else if logits && self.n_outputs >= self.n_seq_max {
-            format!("more than {} rows of logits in a batch", self.n_seq_max)
+        } else if logits && self.n_outputs >= self.n_outputs_max {
+            format!("more than {} rows of output in a batch", self.n_outputs_max)
         } else if i32::try_from(position).is_err() {
             format!("position {position}")
         } else {
@@ -350,25 +380,65 @@ impl Context {
         Ok(Row(row))
     }
 
+    /// Lets `sequences` read an encoder's row too, beside the one it was added to.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when a sequence is out of range.
+    pub fn share(&mut self, row: Row, sequences: &[usize]) -> Result<()> {
+        for &sequence in sequences {
+            // SAFETY: `batch` is live; llama.cpp checks both numbers.
+            let added = i32::try_from(sequence).is_ok_and(|sequence| unsafe {
+                sys::llama_batch_ext_add_seq(self.batch.as_ptr(), row.0, sequence)
+            });
+            if !added {
+                return Err(Error::Decode {
+                    reason: format!("sequence {sequence} of {}", self.n_seq_max),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the encoder of an encoder-decoder over the batch, whose rows must all
+    /// have asked for their output. The result stays in the context, in place of
+    /// the one before, and is what the decoder's rows of the same sequences see in
+    /// [`Context::process`]. The KV cache is not touched.
+    ///
+    /// # Errors
+    /// See [`ProcessError`]; [`ProcessError::Refused`] also for a model without an
+    /// encoder and for more rows than `n_ubatch`.
+    pub fn encode(&mut self) -> Result<(), ProcessError> {
+        // llama.cpp asserts that an encoder's input is one ubatch.
+        if !self.model.is_encoder_decoder() || self.n_rows > self.n_ubatch {
+            return Err(ProcessError::Refused);
+        }
+        self.run(sys::LLAMA_PROCESS_TYPE_ENCODE)
+    }
+
     /// Computes the batch: its rows enter the KV cache, and the logits asked for
     /// become readable until the next call.
     ///
     /// # Errors
-    /// See [`ProcessError`].
+    /// See [`ProcessError`]; [`ProcessError::Refused`] also for an encoder-decoder
+    /// that has encoded nothing yet.
     pub fn process(&mut self) -> Result<(), ProcessError> {
+        // llama.cpp asserts that there is an encoder's result to attend to.
+        if self.model.is_encoder_decoder() && !self.has_encoded {
+            return Err(ProcessError::Refused);
+        }
+        self.run(sys::LLAMA_PROCESS_TYPE_DECODE)
+    }
+
+    fn run(&mut self, kind: sys::llama_process_type) -> Result<(), ProcessError> {
         if self.n_rows == 0 {
             return Err(ProcessError::Refused);
         }
         // SAFETY: context and batch are live and belong together; the batch holds
-        // 1 to n_batch rows and at most n_outputs_max outputs (checked in `check`),
-        // the two things llama.cpp asserts instead of reporting.
-        let status = unsafe {
-            sys::llama_process(
-                self.raw.as_ptr(),
-                sys::LLAMA_PROCESS_TYPE_DECODE,
-                self.batch.as_ptr(),
-            )
-        };
+        // 1 to n_batch rows (an encoder's at most n_ubatch) and at most n_outputs_max
+        // outputs (checked in `check` and by the callers), which llama.cpp asserts
+        // instead of reporting.
+        let status = unsafe { sys::llama_process(self.raw.as_ptr(), kind, self.batch.as_ptr()) };
+        self.has_encoded |= kind == sys::LLAMA_PROCESS_TYPE_ENCODE && status == 0;
         match status {
             0 => Ok(()),
             1 => Err(ProcessError::NoRoom),
@@ -405,6 +475,19 @@ impl Context {
             // Removing a whole sequence never fails.
             unsafe { sys::llama_memory_seq_rm(self.memory.as_ptr(), sequence, -1, -1) };
         }
+    }
+
+    /// Gives sequence `to`, which must be empty, all that `from` holds in the KV
+    /// cache. The cells are shared, nothing is copied.
+    pub fn fork(&mut self, from: usize, to: usize) {
+        if from.max(to) >= self.n_seq_max {
+            return;
+        }
+        // In range: n_seq_max is at most 256.
+        let (from, to) = (from as i32, to as i32);
+        // SAFETY: `memory` belongs to the live context; both sequences are in range,
+        // and with a unified cache in the same stream.
+        unsafe { sys::llama_memory_seq_cp(self.memory.as_ptr(), from, to, -1, -1) };
     }
 
     /// Last position of a sequence in the KV cache.
@@ -460,10 +543,23 @@ pub(crate) fn n_embd_input(model: &LlamaModel) -> usize {
     usize::try_from(n).unwrap_or(0)
 }
 
-/// Whether the model has an encoder (T5), which [`Context`] does not drive.
-pub(crate) fn has_encoder(model: &LlamaModel) -> bool {
+/// Whether the model has an encoder, and whether it has a decoder (T5 has both).
+pub(crate) fn encoder_and_decoder(model: &LlamaModel) -> (bool, bool) {
+    let model = model_ptr(model).as_ptr();
     // SAFETY: the pointer is that of a live model.
-    unsafe { sys::llama_model_has_encoder(model_ptr(model).as_ptr()) }
+    unsafe {
+        (
+            sys::llama_model_has_encoder(model),
+            sys::llama_model_has_decoder(model),
+        )
+    }
+}
+
+/// The token that a decoder beside an encoder starts from, where the file names one.
+pub(crate) fn decoder_start(model: &LlamaModel) -> Option<i32> {
+    // SAFETY: the pointer is that of a live model.
+    let id = unsafe { sys::llama_model_decoder_start_token(model_ptr(model).as_ptr()) };
+    (id >= 0).then_some(id)
 }
 
 /// Whether the model brings a tokenizer. llama.cpp aborts the process when text is

@@ -12,6 +12,7 @@ use crate::engine::{CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequ
 use crate::event::Event;
 use crate::image_encoder::ImageEncoder;
 use crate::language_model::LanguageModel;
+use crate::llama::MAX_SEQUENCES;
 use crate::prompt::{Piece, tokenize};
 use crate::vision_worker::{Job, VisionWorker};
 use crate::{Error, Result};
@@ -27,8 +28,11 @@ const DEFAULT_MAX_CONTEXT: usize = 4096;
 /// How to run a bundle.
 #[derive(Debug, Clone)]
 pub struct ModelOptions {
-    /// Sequences that decode together.
+    /// Requests that are answered together, each with `num_beams` beams.
     pub slots: usize,
+    /// Beams of a request that the slots are made for; the bundle's default where
+    /// none is given. A request with more takes the place of several.
+    pub num_beams: Option<usize>,
     /// Rows of context for each sequence; the model's own, at most 4096, where
     /// none is given.
     pub n_ctx: Option<usize>,
@@ -45,6 +49,7 @@ impl Default for ModelOptions {
     fn default() -> Self {
         Self {
             slots: 1,
+            num_beams: None,
             n_ctx: None,
             cache_type: CacheType::F16,
             threads: None,
@@ -71,7 +76,7 @@ pub struct Request {
     pub images: Vec<Arc<[u8]>>,
     /// Most tokens of the answer; the bundle's default where none is given.
     pub max_tokens: Option<usize>,
-    /// How to choose tokens.
+    /// How to choose tokens; [`Model::default_sampling`] is the bundle's way.
     pub sampling: Sampling,
     /// Strings that end the answer, beside the layout's own.
     pub stop: Vec<String>,
@@ -99,13 +104,21 @@ impl Model {
         let device = default_device()?;
         let encoder = ImageEncoder::from_bundle(&bundle, &device)?;
         let language_model = Arc::new(LanguageModel::load(&bundle.llm_path())?);
+        let num_beams = options
+            .num_beams
+            .unwrap_or(bundle.manifest().generation.num_beams);
         let n_ctx = options
             .n_ctx
             .unwrap_or_else(|| language_model.n_ctx_train().min(DEFAULT_MAX_CONTEXT));
         let engine = Arc::new(Engine::start(
             language_model.clone(),
             EngineOptions {
-                slots: options.slots,
+                slots: options
+                    .slots
+                    .saturating_mul(num_beams.max(1))
+                    .min(MAX_SEQUENCES),
+                // Beams share their prompt, so they need no whole sequence each.
+                cache_sequences: Some(options.slots),
                 n_ctx,
                 cache_type: options.cache_type,
                 threads: options.threads,
@@ -133,6 +146,11 @@ impl Model {
         &self.manifest
     }
 
+    /// How tokens are chosen where a request says nothing.
+    pub fn default_sampling(&self) -> Sampling {
+        self.manifest.generation.sampling()
+    }
+
     /// Rows of context for each sequence.
     pub fn n_ctx(&self) -> usize {
         self.n_ctx
@@ -154,7 +172,7 @@ impl Model {
         if n_prompt_tokens == 0 {
             return Err(Error::EmptyPrompt);
         }
-        if n_prompt_tokens >= self.n_ctx {
+        if n_prompt_tokens > self.engine.max_prompt_rows() {
             return Err(Error::ContextLengthExceeded {
                 n_prompt_tokens,
                 n_ctx: self.n_ctx,

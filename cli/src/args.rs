@@ -76,6 +76,32 @@ pub struct GenerationArgs {
     /// Seed of the sampling, for answers that can be repeated
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Tokens of an answer before it may end [default: the bundle's]
+    #[arg(long)]
+    pub min_tokens: Option<u32>,
+    /// Beams of a beam search; 1 is none [default: the bundle's]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub num_beams: Option<u16>,
+    /// Power of the length that beams' scores are divided by: below 0 favours short answers [default: the bundle's]
+    #[arg(long, allow_negative_numbers = true, value_parser = parse_length_penalty)]
+    pub length_penalty: Option<f32>,
+    /// Penalty of tokens that are there already; 1 is none [default: the bundle's]
+    #[arg(long, value_parser = parse_repetition_penalty)]
+    pub repetition_penalty: Option<f32>,
+}
+
+fn parse_length_penalty(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (-10.0..=10.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from -10 to 10".to_owned()),
+    }
+}
+
+fn parse_repetition_penalty(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (0.01..=10.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0.01 to 10".to_owned()),
+    }
 }
 
 fn parse_temperature(text: &str) -> Result<f32, String> {

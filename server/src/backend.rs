@@ -28,10 +28,7 @@ impl Backend for Arc<Model> {
     }
 
     fn default_sampling(&self) -> Sampling {
-        Sampling {
-            temperature: self.manifest().generation.temperature,
-            ..Sampling::default()
-        }
+        Model::default_sampling(self)
     }
 
     fn submit(&self, request: Request) -> bridge::Result<Receiver<Event>> {

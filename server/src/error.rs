@@ -168,6 +168,12 @@ impl Error {
             };
         }
         let reason = error.to_string();
+        if let bridge::Error::TooManyBeams { limit, .. } = error {
+            return Error::invalid(
+                "num_beams",
+                format!("must be at most {limit}, the sequences that this server computes at once"),
+            );
+        }
         let param = image_param.to_owned();
         match error.kind() {
             ErrorKind::InvalidRequest | ErrorKind::ContextLengthExceeded => {

@@ -43,6 +43,11 @@ impl Fields {
         self.fields.contains_key(name)
     }
 
+    /// Whether the field has a value that is not `null`.
+    pub(crate) fn contains_value(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// A field that must be there.
     pub(crate) fn required(&mut self, name: &str) -> Result<Value> {
         self.take(name).ok_or_else(|| Error::Missing {

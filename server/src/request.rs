@@ -11,6 +11,9 @@ use crate::{Error, Result, ServeOptions};
 /// Most stop strings of a request: OpenAI's limit.
 const MAX_STOPS: usize = 4;
 
+/// Most beams of a request that make sense to any model; the engine may have fewer.
+const MAX_BEAMS: i64 = 256;
+
 /// Fields that cannot change what this server answers.
 const HARMLESS: [&str; 9] = [
     "user",
@@ -178,6 +181,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
 
 fn sampling(fields: &mut Fields, defaults: Sampling) -> Result<Sampling> {
     let mut sampling = defaults;
+    let names_temperature = fields.contains_value("temperature");
     for (name, range, value) in [
         ("temperature", 0.0..=2.0, &mut sampling.temperature),
         ("top_p", 0.0..=1.0, &mut sampling.top_p),
@@ -192,6 +196,7 @@ fn sampling(fields: &mut Fields, defaults: Sampling) -> Result<Sampling> {
             -2.0..=2.0,
             &mut sampling.presence_penalty,
         ),
+        ("length_penalty", -10.0..=10.0, &mut sampling.length_penalty),
     ] {
         if let Some(number) = fields.number(name, range)? {
             *value = number;
@@ -200,6 +205,9 @@ fn sampling(fields: &mut Fields, defaults: Sampling) -> Result<Sampling> {
     // -1 is vLLM's way to say all, 0 llama.cpp's.
     if let Some(top_k) = fields.integer("top_k", -1..=i64::from(u32::MAX))? {
         sampling.top_k = usize::try_from(top_k).unwrap_or(0);
+    }
+    if let Some(min_tokens) = fields.integer("min_tokens", 0..=i64::from(u32::MAX))? {
+        sampling.min_tokens = usize::try_from(min_tokens).unwrap_or(usize::MAX);
     }
     let llama_cpp = fields.number("repeat_penalty", 0.01..=10.0)?;
     let vllm = fields.number("repetition_penalty", 0.01..=10.0)?;
@@ -212,12 +220,31 @@ fn sampling(fields: &mut Fields, defaults: Sampling) -> Result<Sampling> {
         }
         (one, other) => {
             if let Some(penalty) = one.or(other) {
-                sampling.repeat_penalty = penalty;
+                sampling.repetition_penalty = penalty;
             }
         }
     }
     if let Some(seed) = fields.integer("seed", i64::MIN..=i64::MAX)? {
         sampling.seed = Some(seed as u64);
+    }
+    let num_beams = fields.integer("num_beams", 1..=MAX_BEAMS)?;
+    if let Some(num_beams) = num_beams {
+        sampling.num_beams = usize::try_from(num_beams).unwrap_or(1);
+    }
+    sampling.prefer_named(names_temperature, num_beams.is_some());
+    if sampling.num_beams > 1 {
+        for (name, value) in [
+            ("temperature", sampling.temperature),
+            ("frequency_penalty", sampling.frequency_penalty),
+            ("presence_penalty", sampling.presence_penalty),
+        ] {
+            if value != 0.0 {
+                return Err(Error::invalid(
+                    name,
+                    format!("must be 0 with num_beams {}", sampling.num_beams),
+                ));
+            }
+        }
     }
     Ok(sampling)
 }

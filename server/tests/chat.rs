@@ -94,7 +94,7 @@ async fn what_the_model_can_do_is_passed_on() {
     assert_eq!(seen[0].stop, ["\n", "###"]);
     let sampling = seen[0].sampling;
     let penalties = (
-        sampling.repeat_penalty,
+        sampling.repetition_penalty,
         sampling.frequency_penalty,
         sampling.presence_penalty,
     );
@@ -109,9 +109,35 @@ async fn what_the_model_can_do_is_passed_on() {
     assert_eq!(seen[1].max_tokens, Some(9));
     assert_eq!(seen[1].stop, ["."]);
     assert_eq!(
-        (seen[1].sampling.repeat_penalty, seen[1].sampling.top_k),
+        (seen[1].sampling.repetition_penalty, seen[1].sampling.top_k),
         (1.2, 0)
     );
+}
+
+#[tokio::test]
+async fn beams_and_their_fields_are_passed_on() {
+    let (backend, seen) = recorder();
+    let router = router(backend, ServeOptions::default());
+    for body in [
+        json!({"num_beams": 5, "length_penalty": -1, "min_tokens": 8, "repetition_penalty": 1.5}),
+        json!({"num_beams": 1, "min_tokens": 0, "temperature": 0.5}),
+        json!({"num_beams": null, "length_penalty": null}),
+    ] {
+        assert_eq!(send(router.clone(), post(&chat(body))).await.status, 200);
+    }
+    let seen = seen.lock().unwrap();
+    let fields = |request: &bridge::model::Request| {
+        let sampling = request.sampling;
+        (
+            (sampling.num_beams, sampling.length_penalty),
+            (sampling.min_tokens, sampling.repetition_penalty),
+            sampling.temperature,
+        )
+    };
+    // Beams named by the request switch off the bundle's temperature of 0.25.
+    assert_eq!(fields(&seen[0]), ((5, -1.0), (8, 1.5), 0.0));
+    assert_eq!(fields(&seen[1]), ((1, 1.0), (0, 1.0), 0.5));
+    assert_eq!(fields(&seen[2]), ((1, 1.0), (0, 1.0), 0.25));
 }
 
 #[tokio::test]

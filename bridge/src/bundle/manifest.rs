@@ -8,6 +8,7 @@ use qformer::config::{QFormerConfig, VisionConfig};
 use qformer::preprocess::Preprocessing;
 use serde::{Deserialize, Serialize};
 
+use super::GenerationDefaults;
 use crate::{Error, Result};
 
 /// The manifest's file name inside a bundle directory.
@@ -49,25 +50,6 @@ pub struct Manifest {
     pub licenses: BTreeMap<String, String>,
     /// The weight files.
     pub files: Files,
-}
-
-/// What a request gets where it says nothing.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GenerationDefaults {
-    /// Most tokens of an answer.
-    pub max_tokens: usize,
-    /// Sampling temperature; 0 is greedy.
-    pub temperature: f32,
-}
-
-impl Default for GenerationDefaults {
-    fn default() -> Self {
-        Self {
-            max_tokens: 256,
-            temperature: 0.0,
-        }
-    }
 }
 
 /// Where the parts of a bundle came from.
@@ -180,6 +162,7 @@ impl Manifest {
                 self.family
             ));
         }
+        self.generation.check()?;
         for (part, entry) in self.files.parts() {
             let path = Path::new(&entry.path);
             if path.file_name().is_none_or(|name| name != path.as_os_str()) {

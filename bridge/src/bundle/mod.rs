@@ -5,14 +5,16 @@
 //! tensor names; a GGUF is the language model. Whatever does not fit together
 //! is refused when the bundle is opened, before weights are read.
 
+mod generation;
 mod manifest;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub use generation::GenerationDefaults;
 pub(crate) use manifest::FORMAT;
-pub use manifest::{FileEntry, Files, GenerationDefaults, MANIFEST_FILE, Manifest, Source};
+pub use manifest::{FileEntry, Files, MANIFEST_FILE, Manifest, Source};
 use qformer::checkpoint::Checkpoint;
 use sha2::{Digest, Sha256};
 

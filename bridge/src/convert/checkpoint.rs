@@ -7,6 +7,7 @@ use qformer::checkpoint::{Checkpoint, Weight};
 use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
 use qformer::preprocess::Preprocessing;
 
+use crate::bundle::GenerationDefaults;
 use crate::image_encoder::read_preprocessing;
 use crate::{Error, Result};
 
@@ -21,6 +22,8 @@ pub(super) struct Source {
     pub preprocessing: Preprocessing,
     /// The family's own.
     pub layout: Layout,
+    /// What a request gets where it says nothing.
+    pub generation: GenerationDefaults,
     /// What the language model's configuration calls its architecture.
     pub llm_type: Option<String>,
     /// The files and directories that were given.
@@ -54,6 +57,7 @@ impl Source {
             num_query_tokens: config.num_query_tokens,
             preprocessing: read_preprocessing(dir, &config)?,
             layout: Layout::blip2(config.text_config.eos_token_ids()),
+            generation: GenerationDefaults::from_checkpoint(dir)?,
             llm_type: config.text_config.model_type,
             vision: config.vision_config,
             qformer: config.qformer_config,

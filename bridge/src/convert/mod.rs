@@ -18,9 +18,7 @@ use qformer::checkpoint::{Weight, WeightType, write_weights};
 use self::checkpoint::Source;
 use self::pair::check_pair;
 use self::staging::Staging;
-use crate::bundle::{
-    self, Bundle, FileEntry, Files, GenerationDefaults, MANIFEST_FILE, Manifest, check_fit,
-};
+use crate::bundle::{self, Bundle, FileEntry, Files, MANIFEST_FILE, Manifest, check_fit};
 use crate::language_model::GgufInfo;
 use crate::{Error, Result};
 
@@ -84,7 +82,7 @@ impl Conversion {
             qformer: source.qformer.clone(),
             preprocessing: source.preprocessing.clone(),
             prompt: options.layout.unwrap_or_else(|| source.layout.clone()),
-            generation: GenerationDefaults::default(),
+            generation: source.generation.clone(),
             source: bundle::Source {
                 checkpoint: source.name.clone(),
                 llm: base_name(llm),

@@ -11,7 +11,7 @@
 /// answer drops that one space (the `Strip` step of the `tokenizers` decoder,
 /// `remove_space` in `llama_detokenize`), and so does this, where
 /// `strip_leading_space` says that the vocabulary is of that kind.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Detokenizer {
     /// The beginning of a character, at most three bytes.
     pending: Vec<u8>,

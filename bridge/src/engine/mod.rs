@@ -6,15 +6,25 @@
 //! were admitted, oldest first, until `n_batch` rows are reached. A longer prompt
 //! goes on in the next step, and the others generate meanwhile.
 //!
+//! A beam search is one request with several sequences: its prompt is computed once
+//! and the sequences share its KV cells. An encoder-decoder (T5) has a context for
+//! each request in flight, since a context holds one encoder's result only.
+//!
 //! - `worker`: the thread and its steps
-//! - `slot`: one admitted sequence, from its prompt to its last token
+//! - `lane`: a context and its free sequences
+//! - `slot`: one admitted request, from its prompt to its last token
 //! - `outbox`: events on their way to a reader who may be slow
 //! - [`sampling`]: from logits to a token
+//! - `rules`: what is forbidden or discouraged before that
+//! - [`beam`]: beam search over log-probabilities
 //! - [`detokenize`]: from the bytes of tokens to text
 //! - [`stop`]: stop strings over token boundaries
 
+pub mod beam;
 pub mod detokenize;
+mod lane;
 mod outbox;
+mod rules;
 pub mod sampling;
 mod slot;
 pub mod stop;
@@ -32,24 +42,37 @@ use tokio::sync::mpsc;
 pub use crate::llama::{CacheType, FlashAttention};
 pub use sampling::Sampling;
 
+use lane::Lanes;
+
 use crate::event::{Event, Timings};
 use crate::language_model::LanguageModel;
-use crate::llama::{Context, ContextOptions, MAX_SEQUENCES};
+use crate::llama::MAX_SEQUENCES;
 use crate::{Error, Result};
 
 /// Sizes of an [`Engine`].
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// Sequences that are answered at once, 1 to 256.
+    /// Sequences that are computed at once, 1 to 256. A request takes one, or one
+    /// for each of its beams.
     pub slots: usize,
     /// Rows that one sequence may hold, prompt and answer together. Lowered to what
     /// the model was trained for.
+    ///
+    /// Of an encoder-decoder: rows of the encoder's input, and tokens of the answer
+    /// with the one that the decoder starts from, each. Its positions are relative,
+    /// so it is not lowered.
     pub n_ctx: usize,
-    /// Most rows of one step, over all sequences.
+    /// Whole sequences of `n_ctx` rows that the KV cache has room for; `slots` where
+    /// none is given. A request waits until the rows that it may need are free: its
+    /// prompt, once for all beams, and `max_tokens` for each beam. So beams do with
+    /// fewer. Not for an encoder-decoder, whose requests bring their own cache.
+    pub cache_sequences: Option<usize>,
+    /// Most rows of one step, over all sequences. An encoder takes its input whole,
+    /// whatever this and `n_ubatch` say.
     pub n_batch: usize,
     /// Most rows that are computed at once; a larger step is split.
     pub n_ubatch: usize,
-    /// Sequences that may wait for a slot; more are refused.
+    /// Requests that may wait for a slot; more are refused.
     pub queue: usize,
     /// Element type of the KV cache.
     pub cache_type: CacheType,
@@ -66,11 +89,20 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
 }
 
+impl EngineOptions {
+    /// KV cells of a decoder-only model's one context.
+    fn n_cells(&self) -> usize {
+        let sequences = self.cache_sequences.unwrap_or(self.slots);
+        sequences.saturating_mul(self.n_ctx)
+    }
+}
+
 impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             slots: 4,
             n_ctx: 2048,
+            cache_sequences: None,
             n_batch: 512,
             n_ubatch: 512,
             queue: 64,
@@ -109,7 +141,8 @@ pub struct Sequence {
     /// next step; a full channel pauses it, and it alone.
     ///
     /// One [`Event::Token`] comes for each sampled token, the one that ends the
-    /// answer included, then [`Event::Done`], or [`Event::Error`] at any time.
+    /// answer included, then [`Event::Done`], or [`Event::Error`] at any time. Beams
+    /// are compared to the last, so theirs come together at the end.
     pub events: mpsc::Sender<Event>,
     /// What the stages before the engine took; the engine adds its own.
     pub timings: Timings,
@@ -134,15 +167,17 @@ impl Sequence {
 /// How busy an [`Engine`] is, and what it has done since it started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Activity {
-    /// Sequences that hold a slot.
+    /// Requests that hold a slot.
     pub active: usize,
-    /// Sequences that wait for one.
+    /// Sequences that they hold: one each, or one for each beam.
+    pub sequences: usize,
+    /// Requests that wait for a slot.
     pub waiting: usize,
     /// Batches computed.
     pub steps: u64,
     /// Prompt rows computed.
     pub prompt_rows: u64,
-    /// Tokens sampled.
+    /// Rows of logits that tokens were chosen by, those of all beams counted.
     pub sampled_tokens: u64,
 }
 
@@ -165,21 +200,14 @@ impl Engine {
     pub fn start(model: Arc<LanguageModel>, options: EngineOptions) -> Result<Engine> {
         let options = settle(options, &model)?;
         let abort = Arc::new(AtomicBool::new(false));
-        let n_ctx = options.slots.checked_mul(options.n_ctx);
-        let context_options = ContextOptions {
-            n_ctx: n_ctx.ok_or_else(|| Error::Context {
-                reason: format!("{} slots of {} rows", options.slots, options.n_ctx),
-            })?,
-            n_batch: options.n_batch,
-            n_ubatch: options.n_ubatch,
-            n_seq_max: options.slots,
-            cache_type: options.cache_type,
-            flash_attention: options.flash_attention,
-            threads: options.threads.unwrap_or(1),
+        let factory = Lanes {
+            model: model.clone(),
+            options: options.clone(),
+            abort: abort.clone(),
         };
-        let context = Context::new(model.clone(), &context_options, abort.clone())?;
+        let lane = factory.first()?;
         let shared = Arc::new(Shared::default());
-        let worker = worker::Worker::new(context, model.clone(), shared.clone(), &options);
+        let worker = worker::Worker::new(lane, factory, shared.clone());
         let thread = std::thread::Builder::new()
             .name("qbridge-engine".to_owned())
             .spawn(move || worker.run())
@@ -205,6 +233,14 @@ impl Engine {
         &self.options
     }
 
+    /// The longest prompt that leaves room for an answer, in rows.
+    pub fn max_prompt_rows(&self) -> usize {
+        if self.model.is_encoder_decoder() {
+            return self.options.n_ctx;
+        }
+        self.options.n_ctx - 1
+    }
+
     /// How busy the engine is.
     pub fn activity(&self) -> Activity {
         let counters = &self.shared.counters;
@@ -212,6 +248,7 @@ impl Engine {
         let state = self.shared.lock();
         Activity {
             active: state.active,
+            sequences: state.sequences,
             waiting: state.waiting.len(),
             steps: count(&counters.steps),
             prompt_rows: count(&counters.prompt_rows),
@@ -225,12 +262,13 @@ impl Engine {
     /// Before any work, and without an event:
     /// [`Error::InvalidRequest`] for an empty prompt, a token outside the
     /// vocabulary, an embedding that is not whole rows of finite numbers, sampling
-    /// values out of range, or `max_tokens` of 0;
+    /// values out of range, more beams than the engine has sequences, or `max_tokens`
+    /// of 0;
     /// [`Error::ContextLengthExceeded`] when the prompt leaves no room for an answer;
     /// [`Error::QueueFull`] when as many sequences wait as may;
     /// [`Error::Stopped`] when the thread has ended.
     pub fn submit(&self, sequence: Sequence) -> Result<()> {
-        let (n_prompt, n_image) = self.check(&sequence)?;
+        let need = self.check(&sequence)?;
         let mut state = self.shared.lock();
         if state.stopped {
             return Err(Error::Stopped);
@@ -248,8 +286,7 @@ impl Engine {
         }
         state.waiting.push_back(Waiting {
             sequence,
-            n_prompt,
-            n_image,
+            need,
             since: Instant::now(),
         });
         drop(state);
@@ -257,8 +294,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Rows of the prompt, and the embedding rows among them.
-    fn check(&self, sequence: &Sequence) -> Result<(usize, usize)> {
+    /// What a sequence needs, if it can be answered at all.
+    fn check(&self, sequence: &Sequence) -> Result<Need> {
         let invalid = |reason: String| Err(Error::InvalidRequest { reason });
         let n_embd = self.model.n_embd();
         let (mut n_prompt, mut n_image) = (0, 0);
@@ -297,13 +334,43 @@ impl Engine {
             return invalid("max_tokens is 0, it must be at least 1".to_owned());
         }
         sequence.sampling.validate()?;
-        if n_prompt >= self.options.n_ctx {
-            return Err(Error::ContextLengthExceeded {
-                n_prompt_tokens: n_prompt,
-                n_ctx: self.options.n_ctx,
+        let num_beams = sequence.sampling.num_beams;
+        if num_beams > self.options.slots {
+            return Err(Error::TooManyBeams {
+                num_beams,
+                limit: self.options.slots,
             });
         }
-        Ok((n_prompt, n_image))
+        let too_long = Error::ContextLengthExceeded {
+            n_prompt_tokens: n_prompt,
+            n_ctx: self.options.n_ctx,
+        };
+        if n_prompt > self.max_prompt_rows() {
+            return Err(too_long);
+        }
+        // The last token of an answer needs no row: it is never computed. So a
+        // context of n_ctx rows gives one token more than it has rows left; the
+        // limit is drawn where prompt and answer together are n_ctx tokens.
+        let n_rows = if self.model.is_encoder_decoder() {
+            1
+        } else {
+            n_prompt
+        };
+        let mut room = self.options.n_ctx - n_rows;
+        if !self.model.is_encoder_decoder() {
+            room = room.min((self.options.n_cells() - n_rows) / num_beams);
+        }
+        if room == 0 {
+            return Err(too_long);
+        }
+        let max_tokens = sequence.max_tokens.map_or(room, |max| max.min(room));
+        Ok(Need {
+            n_prompt,
+            n_image,
+            max_tokens,
+            sequences: num_beams,
+            cells: n_rows + num_beams * max_tokens,
+        })
     }
 }
 
@@ -329,12 +396,25 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// A sequence in the queue.
+/// A request in the queue.
 struct Waiting {
     sequence: Sequence,
+    need: Need,
+    since: Instant,
+}
+
+/// What a request takes.
+#[derive(Debug, Clone, Copy)]
+struct Need {
+    /// Rows of the prompt, and the embedding rows among them.
     n_prompt: usize,
     n_image: usize,
-    since: Instant,
+    /// Most tokens of the answer.
+    max_tokens: usize,
+    /// Sequences, one for each beam.
+    sequences: usize,
+    /// KV cells at most.
+    cells: usize,
 }
 
 /// What the engine's thread and its callers share.
@@ -356,8 +436,9 @@ struct Counters {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Waiting>,
-    /// Sequences that hold a slot.
+    /// Requests that hold a slot, and the sequences they hold.
     active: usize,
+    sequences: usize,
     /// The engine is being dropped.
     shutdown: bool,
     /// The thread has ended.
@@ -380,6 +461,9 @@ fn settle(mut options: EngineOptions, model: &LanguageModel) -> Result<EngineOpt
             options.slots
         ));
     }
+    if options.cache_sequences == Some(0) {
+        return refused("a KV cache of 0 sequences (at least 1)".to_owned());
+    }
     if options.n_ctx < 2 || options.n_batch == 0 || options.n_ubatch == 0 {
         return refused(format!(
             "n_ctx {} (at least 2), n_batch {} and n_ubatch {} (at least 1)",
@@ -388,7 +472,7 @@ fn settle(mut options: EngineOptions, model: &LanguageModel) -> Result<EngineOpt
     }
     let trained = model.n_ctx_train();
     // Learned positions end there, and llama.cpp reads past their table.
-    if trained > 1 && options.n_ctx > trained {
+    if trained > 1 && options.n_ctx > trained && !model.is_encoder_decoder() {
         tracing::info!(
             "context lowered from {} to the {trained} that the model was trained for",
             options.n_ctx

@@ -7,11 +7,13 @@ use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 
 use crate::{Error, Result};
 
-/// Tokens that the penalties look back on, prompt included, as in llama.cpp's server.
+/// Tokens that the frequency and presence penalties look back on, prompt included,
+/// as in llama.cpp's server.
 pub const PENALTY_WINDOW: usize = 64;
 
-/// How tokens are drawn. The steps are llama.cpp's, in the order of its server:
-/// penalties, top-k, top-p, min-p, temperature, draw.
+/// How tokens are chosen. First come the repetition penalty and `min_tokens`, as in
+/// transformers; then llama.cpp's steps in the order of its server: penalties, top-k,
+/// top-p, min-p, temperature, draw. Beams come without the latter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     /// Flattens (above 1) or sharpens (below 1) the distribution; 0 always takes
@@ -23,9 +25,10 @@ pub struct Sampling {
     pub top_p: f32,
     /// Drop tokens below this fraction of the likeliest one's probability; 0 drops none.
     pub min_p: f32,
-    /// Divides the positive logits of tokens seen lately and multiplies the
-    /// negative ones; 1 is off.
-    pub repeat_penalty: f32,
+    /// Divides the positive logits of tokens that the prompt's text or the answer
+    /// holds and multiplies the negative ones (with beams: the log-probabilities,
+    /// which are negative); 1 is off. An encoder's input does not count.
+    pub repetition_penalty: f32,
     /// Taken off a token's logit for each time it was seen lately; 0 is off.
     pub frequency_penalty: f32,
     /// Taken off the logit of each token seen lately; 0 is off.
@@ -34,6 +37,15 @@ pub struct Sampling {
     /// time. llama.cpp's generator takes 32 bits: the upper half is folded onto the
     /// lower by exclusive or, so seeds below 2^32 - 1 mean what they mean there.
     pub seed: Option<u64>,
+    /// Tokens of an answer before an end-of-generation token or a stop id may come.
+    pub min_tokens: usize,
+    /// Beams of a beam search; 1 is none. More need `temperature` 0, frequency and
+    /// presence penalties of 0, and as many of the engine's sequences.
+    pub num_beams: usize,
+    /// The sum of an answer's log-probabilities is divided by its length to this
+    /// power before beams are compared: below 0 favours short answers, above 0 long
+    /// ones. Without beams it means nothing.
+    pub length_penalty: f32,
 }
 
 impl Default for Sampling {
@@ -44,10 +56,13 @@ impl Default for Sampling {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
-            repeat_penalty: 1.0,
+            repetition_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             seed: None,
+            min_tokens: 0,
+            num_beams: 1,
+            length_penalty: 1.0,
         }
     }
 }
@@ -62,23 +77,48 @@ impl Sampling {
             format!("top_p is {}, it must be above 0 and at most 1", self.top_p)
         } else if !(0.0..=1.0).contains(&self.min_p) {
             format!("min_p is {}, it must be from 0 to 1", self.min_p)
-        } else if !(self.repeat_penalty.is_finite() && self.repeat_penalty > 0.0) {
+        } else if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
             format!(
-                "repeat_penalty is {}, it must be above 0",
-                self.repeat_penalty
+                "repetition_penalty is {}, it must be above 0",
+                self.repetition_penalty
             )
         } else if !self.frequency_penalty.is_finite() {
             format!("frequency_penalty is {}", self.frequency_penalty)
         } else if !self.presence_penalty.is_finite() {
             format!("presence_penalty is {}", self.presence_penalty)
+        } else if self.num_beams == 0 {
+            "num_beams is 0, it must be at least 1".to_owned()
+        } else if !self.length_penalty.is_finite() {
+            format!("length_penalty is {}", self.length_penalty)
+        } else if self.num_beams > 1 && self.temperature > 0.0 {
+            format!(
+                "temperature is {}, and num_beams {}: beams are not drawn, they need temperature 0",
+                self.temperature, self.num_beams
+            )
+        } else if self.num_beams > 1 && self.penalizes() {
+            format!(
+                "frequency_penalty is {} and presence_penalty {}: with num_beams {} there is \
+                 repetition_penalty instead",
+                self.frequency_penalty, self.presence_penalty, self.num_beams
+            )
         } else {
             return Ok(());
         };
         Err(Error::InvalidRequest { reason: problem })
     }
 
+    /// Lets what a request names win over a default that contradicts it: beams over
+    /// a default temperature, a temperature over default beams.
+    pub fn prefer_named(&mut self, names_temperature: bool, names_num_beams: bool) {
+        match (names_temperature, names_num_beams) {
+            (true, false) if self.temperature > 0.0 => self.num_beams = 1,
+            (false, true) if self.num_beams > 1 => self.temperature = 0.0,
+            _ => {}
+        }
+    }
+
     fn penalizes(&self) -> bool {
-        self.repeat_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
+        self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
     }
 }
 
@@ -122,7 +162,7 @@ impl Sampler {
             steps.push(LlamaSampler::penalties(
                 i32::try_from(n_vocab).unwrap_or(i32::MAX),
                 PENALTY_WINDOW as i32,
-                sampling.repeat_penalty,
+                1.0,
                 sampling.frequency_penalty,
                 sampling.presence_penalty,
             ));
@@ -168,9 +208,7 @@ impl Sampler {
     /// # Errors
     /// [`Error::Decode`] when the logits hold NaN or nothing finite.
     pub fn sample(&mut self, logits: &[f32], candidates: &mut Candidates) -> Result<i32> {
-        let likeliest = likeliest(logits).ok_or_else(|| Error::Decode {
-            reason: "the language model's logits are not numbers".to_owned(),
-        })?;
+        let likeliest = likeliest(logits)?;
         let Some(chain) = &mut self.chain else {
             return Ok(likeliest);
         };
@@ -191,9 +229,11 @@ fn fold_seed(seed: u64) -> u32 {
     if folded == RANDOM_SEED { 0 } else { folded }
 }
 
-/// Id of the largest logit, the first of equals; none if any is NaN or the
-/// largest is infinite.
-fn likeliest(logits: &[f32]) -> Option<i32> {
+/// Id of the largest logit, the first of equals.
+///
+/// # Errors
+/// [`Error::Decode`] when any is NaN or the largest is infinite.
+pub(super) fn likeliest(logits: &[f32]) -> Result<i32> {
     let (mut best, mut id, mut nan) = (f32::NEG_INFINITY, 0, false);
     for (&logit, i) in logits.iter().zip(0..) {
         nan |= logit.is_nan();
@@ -201,7 +241,12 @@ fn likeliest(logits: &[f32]) -> Option<i32> {
             (best, id) = (logit, i);
         }
     }
-    (!nan && best.is_finite()).then_some(id)
+    if nan || !best.is_finite() {
+        return Err(Error::Decode {
+            reason: "the language model's logits are not numbers".to_owned(),
+        });
+    }
+    Ok(id)
 }
 
 #[cfg(test)]
@@ -221,7 +266,7 @@ mod tests {
     #[test]
     fn temperature_zero_takes_the_first_of_the_largest() {
         assert_eq!(draw(Sampling::default(), 3), [1, 1, 1]);
-        assert_eq!(likeliest(&[2.0, 5.0, 5.0]), Some(1));
+        assert_eq!(likeliest(&[2.0, 5.0, 5.0]).unwrap(), 1);
     }
 
     #[test]
@@ -331,6 +376,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_request_names_wins_over_a_default() {
+        let default = |temperature, num_beams| Sampling {
+            temperature,
+            num_beams,
+            ..Sampling::default()
+        };
+        for (mut sampling, named, expected) in [
+            (default(0.7, 5), (true, false), (0.7, 1)),
+            (default(0.7, 5), (false, true), (0.0, 5)),
+            (default(0.0, 5), (true, false), (0.0, 5)),
+            (default(0.7, 1), (false, true), (0.7, 1)),
+            (default(0.0, 5), (false, false), (0.0, 5)),
+            (default(0.7, 5), (true, true), (0.7, 5)),
+        ] {
+            sampling.prefer_named(named.0, named.1);
+            assert_eq!((sampling.temperature, sampling.num_beams), expected);
+        }
+    }
+
+    #[test]
     fn values_out_of_range_are_named() {
         let base = Sampling::default();
         for (sampling, name) in [
@@ -352,10 +417,40 @@ mod tests {
             (Sampling { min_p: 1.5, ..base }, "min_p"),
             (
                 Sampling {
-                    repeat_penalty: 0.0,
+                    repetition_penalty: 0.0,
                     ..base
                 },
-                "repeat_penalty",
+                "repetition_penalty",
+            ),
+            (
+                Sampling {
+                    num_beams: 0,
+                    ..base
+                },
+                "num_beams",
+            ),
+            (
+                Sampling {
+                    num_beams: 2,
+                    temperature: 0.5,
+                    ..base
+                },
+                "temperature",
+            ),
+            (
+                Sampling {
+                    num_beams: 2,
+                    presence_penalty: 0.5,
+                    ..base
+                },
+                "presence_penalty",
+            ),
+            (
+                Sampling {
+                    length_penalty: f32::NAN,
+                    ..base
+                },
+                "length_penalty",
             ),
             (
                 Sampling {

@@ -6,7 +6,7 @@
 /// The answer ends before the stop string that is complete first; where two are
 /// complete at the same character, before the longer one. So the outcome does not
 /// depend on how the text is cut into tokens.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct StopStrings {
     stops: Vec<String>,
     held: String,
@@ -19,6 +19,11 @@ impl StopStrings {
             stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(),
             held: String::new(),
         }
+    }
+
+    /// Whether there is nothing to watch for.
+    pub fn is_empty(&self) -> bool {
+        self.stops.is_empty()
     }
 
     /// Takes new text and returns what can be delivered, and whether the answer

@@ -1,64 +1,74 @@
-//! The thread that owns the context, and its steps.
+//! The thread that owns the contexts, and its steps.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
 
+use super::lane::{Lane, Lanes};
 use super::outbox::Outbox;
-use super::sampling::Candidates;
-use super::slot::Slot;
-use super::{EngineOptions, Shared};
-use crate::Error;
+use super::slot::{Scratch, Slot};
+use super::{Need, Shared, Waiting};
 use crate::event::Event;
 use crate::language_model::LanguageModel;
-use crate::llama::{Context, ProcessError, Row};
+use crate::llama::{ProcessError, Row};
+use crate::{Error, Result};
 
 /// How long to wait for a reader when every sequence waits for one. A bounded
 /// tokio channel cannot wake this thread.
 const POLL: Duration = Duration::from_millis(2);
 
-/// What one sequence has in the current batch.
+/// What one request has in the current batch.
 struct Share {
     slot: usize,
     n_rows: usize,
-    logits: Option<Row>,
+    /// Where its rows are in [`Worker::outputs`].
+    outputs: Range<usize>,
 }
 
 pub(super) struct Worker {
-    context: Context,
+    lanes: Vec<Lane>,
+    factory: Lanes,
     model: Arc<LanguageModel>,
     shared: Arc<Shared>,
-    n_ctx: usize,
     slots: Vec<Option<Slot>>,
     /// Occupied slots, oldest first.
     order: Vec<usize>,
-    /// Finished sequences whose reader has not taken everything yet.
+    /// Sequences and KV cells that no request holds.
+    free_sequences: usize,
+    free_cells: usize,
+    /// Finished requests whose reader has not taken everything yet.
     leaving: Vec<Outbox>,
     // Reused from step to step.
     shares: Vec<Share>,
-    candidates: Candidates,
-    bytes: Vec<u8>,
+    outputs: Vec<Row>,
+    scratch: Scratch,
 }
 
 impl Worker {
-    pub(super) fn new(
-        context: Context,
-        model: Arc<LanguageModel>,
-        shared: Arc<Shared>,
-        options: &EngineOptions,
-    ) -> Self {
+    /// `lane` is [`Lanes::first`].
+    pub(super) fn new(lane: Lane, factory: Lanes, shared: Arc<Shared>) -> Self {
+        let slots = factory.options.slots;
+        let model = factory.model.clone();
         Worker {
-            context,
+            lanes: vec![lane],
             shared,
-            n_ctx: options.n_ctx,
-            slots: (0..options.slots).map(|_| None).collect(),
-            order: Vec::with_capacity(options.slots),
+            slots: (0..slots).map(|_| None).collect(),
+            order: Vec::with_capacity(slots),
+            free_sequences: slots,
+            // The lanes of an encoder-decoder have their own.
+            free_cells: if model.is_encoder_decoder() {
+                usize::MAX
+            } else {
+                factory.options.n_cells()
+            },
             leaving: Vec::new(),
-            shares: Vec::with_capacity(options.slots),
-            candidates: Candidates::new(model.n_vocab()),
-            bytes: Vec::new(),
+            shares: Vec::with_capacity(slots),
+            outputs: Vec::with_capacity(slots),
+            scratch: Scratch::new(model.n_vocab()),
+            factory,
             model,
         }
     }
@@ -67,9 +77,12 @@ impl Worker {
         while self.wait() {
             self.cancel();
             self.admit();
-            self.build(None);
-            if !self.shares.is_empty() {
-                self.process();
+            self.encode();
+            for lane in 0..self.lanes.len() {
+                self.build(lane, None);
+                if !self.shares.is_empty() {
+                    self.process(lane);
+                }
             }
         }
     }
@@ -87,7 +100,10 @@ impl Worker {
             if state.shutdown {
                 return false;
             }
-            let can_admit = !state.waiting.is_empty() && self.order.len() < self.slots.len();
+            let can_admit = state
+                .waiting
+                .front()
+                .is_some_and(|next| next.sequence.events.is_closed() || self.has_room(&next.need));
             if runnable || can_admit {
                 return true;
             }
@@ -100,7 +116,11 @@ impl Worker {
         }
     }
 
-    /// Frees the slots of sequences whose reader has gone.
+    fn has_room(&self, need: &Need) -> bool {
+        need.sequences <= self.free_sequences && need.cells <= self.free_cells
+    }
+
+    /// Frees the slots of requests whose reader has gone.
     fn cancel(&mut self) {
         for index in 0..self.slots.len() {
             if let Some(slot) = &self.slots[index]
@@ -111,84 +131,156 @@ impl Worker {
         }
     }
 
-    /// Gives free slots to those who waited longest.
+    /// Admits those who waited longest. Who needs more than is free is not
+    /// overtaken, or it might wait for ever.
     fn admit(&mut self) {
-        let mut state = self.shared.lock();
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if slot.is_some() {
-                continue;
-            }
-            let next = loop {
-                match state.waiting.pop_front() {
-                    Some(waiting) if waiting.sequence.events.is_closed() => {}
-                    next => break next,
+        while let Some(waiting) = self.next_waiting() {
+            let lane = match self.lane_for(&waiting.need) {
+                Ok(lane) => lane,
+                Err(error) => {
+                    Outbox::new(waiting.sequence.events).push(Event::Error(error));
+                    continue;
                 }
             };
-            let Some(waiting) = next else {
+            let Some(index) = self.slots.iter().position(Option::is_none) else {
                 return;
             };
-            *slot = Some(Slot::new(waiting, &self.model, self.n_ctx));
+            let n = waiting.need.sequences;
+            let free = &mut self.lanes[lane].free;
+            let sequences = free.split_off(free.len().saturating_sub(n));
+            self.free_sequences -= n;
+            self.free_cells -= waiting.need.cells;
+            {
+                let mut state = self.shared.lock();
+                state.active += 1;
+                state.sequences += n;
+            }
+            self.slots[index] = Some(Slot::new(waiting, &self.model, lane, sequences));
             self.order.push(index);
-            state.active += 1;
         }
     }
 
-    /// Fills the batch: a token of each sequence that generates, then prompt rows,
-    /// oldest sequence first. `only` builds it of one sequence.
-    fn build(&mut self, only: Option<usize>) {
-        self.context.clear();
+    fn next_waiting(&self) -> Option<Waiting> {
+        let mut state = self.shared.lock();
+        while let Some(next) = state.waiting.front() {
+            if next.sequence.events.is_closed() {
+                state.waiting.pop_front();
+            } else if self.has_room(&next.need) {
+                return state.waiting.pop_front();
+            } else {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// The lane that computes a request; for an encoder-decoder an idle one, made
+    /// anew where none is large enough.
+    fn lane_for(&mut self, need: &Need) -> Result<usize> {
+        if !self.model.is_encoder_decoder() {
+            return Ok(0);
+        }
+        let idle = |lane: &Lane| lane.is_idle();
+        if let Some(lane) = self.lanes.iter().position(|l| idle(l) && l.fits(need)) {
+            return Ok(lane);
+        }
+        let lane = self.factory.sized(need)?;
+        match self.lanes.iter().position(idle) {
+            Some(index) => {
+                self.lanes[index] = lane;
+                Ok(index)
+            }
+            None => {
+                self.lanes.push(lane);
+                Ok(self.lanes.len() - 1)
+            }
+        }
+    }
+
+    /// Runs the encoder of an encoder-decoder for requests newly admitted.
+    fn encode(&mut self) {
+        for index in self.order.clone() {
+            let Some(slot) = &mut self.slots[index] else {
+                continue;
+            };
+            if !slot.awaits_encoder() {
+                continue;
+            }
+            let context = &mut self.lanes[slot.lane].context;
+            match slot.encode(context, self.model.n_embd()) {
+                Ok(n_rows) => {
+                    let prompt_rows = &self.shared.counters.prompt_rows;
+                    prompt_rows.fetch_add(n_rows as u64, Ordering::Relaxed);
+                }
+                // The engine being dropped looks like a failure here, and nobody
+                // is left to read of it.
+                Err(error) => self.fail(index, error),
+            }
+        }
+    }
+
+    /// Fills the batch of a lane: the next token of each request that generates,
+    /// then prompt rows, oldest request first. `only` builds it of one request.
+    fn build(&mut self, lane: usize, only: Option<usize>) {
+        let context = &mut self.lanes[lane].context;
+        context.clear();
         self.shares.clear();
+        self.outputs.clear();
         let mut failed = Vec::new();
         for prompts in [false, true] {
             for &index in &self.order {
                 let Some(slot) = &self.slots[index] else {
                     continue;
                 };
-                if slot.generates() == prompts
+                if slot.lane != lane
+                    || slot.generates() == prompts
+                    || slot.awaits_encoder()
                     || !slot.outbox.is_empty()
                     || only.is_some_and(|only| only != index)
                 {
                     continue;
                 }
-                let room = self.context.n_batch() - self.context.n_rows();
-                match slot.add_rows(index, room, &mut self.context, self.model.n_embd()) {
-                    Ok((0, _)) => {}
-                    Ok((n_rows, logits)) => self.shares.push(Share {
+                let room = context.n_batch() - context.n_rows();
+                let first = self.outputs.len();
+                match slot.add_rows(room, context, self.model.n_embd(), &mut self.outputs) {
+                    Ok(0) => {}
+                    Ok(n_rows) => self.shares.push(Share {
                         slot: index,
                         n_rows,
-                        logits,
+                        outputs: first..self.outputs.len(),
                     }),
                     Err(error) => failed.push((index, error)),
                 }
             }
         }
-        // Whatever a failed sequence put into the batch must not be computed.
+        // Whatever a failed request put into the batch must not be computed.
         if !failed.is_empty() {
             for (index, error) in failed {
                 self.fail(index, error);
             }
-            self.build(only);
+            self.build(lane, only);
         }
     }
 
-    /// Computes the batch and samples. When it fails, what can be saved is tried
-    /// again sequence by sequence, so that one cannot harm the others.
-    fn process(&mut self) {
-        match self.context.process() {
-            Ok(()) => self.sample(),
+    /// Computes the batch and chooses tokens. When it fails, what can be saved is
+    /// tried again request by request, so that one cannot harm the others.
+    fn process(&mut self, lane: usize) {
+        match self.lanes[lane].context.process() {
+            Ok(()) => self.choose(lane),
             // Only set when the engine is dropped: the next wait sees it.
             Err(ProcessError::Aborted) => {}
             Err(ProcessError::NoRoom | ProcessError::Refused) if self.shares.len() > 1 => {
                 let slots: Vec<usize> = self.shares.iter().map(|share| share.slot).collect();
                 for index in slots {
-                    self.build(Some(index));
+                    self.build(lane, Some(index));
                     if !self.shares.is_empty() {
-                        self.process();
+                        self.process(lane);
                     }
                 }
             }
             Err(error) => {
-                tracing::warn!("a step of {} rows failed: {error}", self.context.n_rows());
+                let n_rows = self.lanes[lane].context.n_rows();
+                tracing::warn!("a step of {n_rows} rows failed: {error}");
                 for share in std::mem::take(&mut self.shares) {
                     let reason = error.to_string();
                     self.fail(share.slot, Error::Decode { reason });
@@ -197,47 +289,44 @@ impl Worker {
         }
     }
 
-    /// Draws a token for each sequence whose logits came.
-    fn sample(&mut self) {
+    /// Chooses the next tokens of each request whose logits came.
+    fn choose(&mut self, lane: usize) {
         let shares = std::mem::take(&mut self.shares);
+        let outputs = std::mem::take(&mut self.outputs);
         let counters = &self.shared.counters;
-        let (mut prompt_rows, mut sampled) = (0, 0);
-        for share in &shares {
-            let Some(slot) = &self.slots[share.slot] else {
-                continue;
-            };
-            prompt_rows += if slot.generates() {
-                0
-            } else {
-                share.n_rows as u64
-            };
-            sampled += u64::from(share.logits.is_some());
-        }
+        let prompt_rows: usize = shares
+            .iter()
+            .filter(|share| {
+                let slot = &self.slots[share.slot];
+                slot.as_ref().is_some_and(|slot| !slot.generates())
+            })
+            .map(|share| share.n_rows)
+            .sum();
         counters.steps.fetch_add(1, Ordering::Relaxed);
         counters
             .prompt_rows
-            .fetch_add(prompt_rows, Ordering::Relaxed);
+            .fetch_add(prompt_rows as u64, Ordering::Relaxed);
         counters
             .sampled_tokens
-            .fetch_add(sampled, Ordering::Relaxed);
+            .fetch_add(outputs.len() as u64, Ordering::Relaxed);
         for share in &shares {
             let Some(slot) = &mut self.slots[share.slot] else {
                 continue;
             };
             slot.advance(share.n_rows, self.model.n_embd());
-            let Some(row) = share.logits else {
+            if share.outputs.is_empty() {
                 continue;
-            };
-            let outcome = self.context.logits(row).and_then(|logits| {
-                slot.sample(logits, &self.model, &mut self.candidates, &mut self.bytes)
-            });
-            match outcome {
+            }
+            let context = &mut self.lanes[lane].context;
+            let rows = &outputs[share.outputs.clone()];
+            match slot.choose(rows, context, &self.model, &mut self.scratch) {
                 Ok(false) => {}
                 Ok(true) => self.free(share.slot),
                 Err(error) => self.fail(share.slot, error),
             }
         }
         self.shares = shares;
+        self.outputs = outputs;
     }
 
     fn fail(&mut self, index: usize, error: Error) {
@@ -247,17 +336,26 @@ impl Worker {
         self.free(index);
     }
 
-    /// Takes a sequence out of its slot and out of the KV cache.
+    /// Takes a request out of its slot and its sequences out of the KV cache.
     fn free(&mut self, index: usize) {
         let Some(slot) = self.slots[index].take() else {
             return;
         };
-        self.context.remove(index);
+        let lane = &mut self.lanes[slot.lane];
+        let n = slot.sequences.len();
+        for &sequence in &slot.sequences {
+            lane.context.remove(sequence);
+        }
+        lane.free.extend(slot.sequences);
+        self.free_sequences += n;
+        self.free_cells += slot.cells;
         self.order.retain(|&occupied| occupied != index);
         if !slot.outbox.is_empty() {
             self.leaving.push(slot.outbox);
         }
-        self.shared.lock().active -= 1;
+        let mut state = self.shared.lock();
+        state.active -= 1;
+        state.sequences -= n;
     }
 }
 
@@ -269,6 +367,7 @@ impl Drop for Worker {
             let mut state = self.shared.lock();
             state.stopped = true;
             state.active = 0;
+            state.sequences = 0;
             std::mem::take(&mut state.waiting)
         };
         for slot in self.slots.iter_mut().flatten() {

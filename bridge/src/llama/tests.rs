@@ -26,7 +26,7 @@ fn model_pointer_is_the_models_own() {
     let model = model();
     assert_eq!(n_embd_input(model.raw()), 128);
     assert!(has_tokenizer(model.raw()));
-    assert!(!has_encoder(model.raw()));
+    assert_eq!(encoder_and_decoder(model.raw()), (false, true));
 }
 
 #[test]

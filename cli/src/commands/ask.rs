@@ -27,7 +27,7 @@ struct Output<'a> {
 /// Runs the command.
 pub fn run(args: &AskArgs) -> Result<ExitCode> {
     let image = read_image(&args.image)?;
-    let model = open_model(&args.bundle, &args.engine, 1)?;
+    let model = open_model(&args.bundle, &args.engine, &args.generation, 1)?;
     let prompt = if args.raw {
         Prompt::Raw(args.question.clone())
     } else {
@@ -40,7 +40,7 @@ pub fn run(args: &AskArgs) -> Result<ExitCode> {
         prompt,
         images: vec![image],
         max_tokens: args.generation.max_tokens.map(|n| n as usize),
-        sampling: sampling(&args.generation, &model.manifest().generation),
+        sampling: sampling(&args.generation, model.default_sampling()),
         stop: Vec::new(),
     })?;
     let mut out = std::io::stdout().lock();

@@ -34,7 +34,7 @@ enum Line {
 
 /// Runs the command.
 pub fn run(args: &CaptionArgs) -> Result<ExitCode> {
-    let model = open_model(&args.bundle, &args.engine, args.slots)?;
+    let model = open_model(&args.bundle, &args.engine, &args.generation, args.slots)?;
     let bar = progress::pictures(args.images.len());
     let mut in_flight: VecDeque<(&Path, Result<Receiver<Event>>)> = VecDeque::new();
     let mut images = args.images.iter();
@@ -87,7 +87,7 @@ fn submit(model: &Model, image: &Path, args: &CaptionArgs) -> Result<Receiver<Ev
         }]),
         images: vec![file],
         max_tokens: args.generation.max_tokens.map(|n| n as usize),
-        sampling: sampling(&args.generation, &model.manifest().generation),
+        sampling: sampling(&args.generation, model.default_sampling()),
         stop: Vec::new(),
     })?)
 }

@@ -8,7 +8,6 @@ pub mod inspect;
 pub mod serve;
 
 use anyhow::Result;
-use bridge::bundle::GenerationDefaults;
 use bridge::engine::Sampling;
 use bridge::event::{Event, Summary};
 use bridge::model::{Model, ModelOptions};
@@ -19,9 +18,18 @@ use crate::args::{CacheType, EngineArgs, GenerationArgs};
 use crate::progress;
 
 /// Opens a bundle with a spinner beside it.
-fn open_model(bundle: &std::path::Path, engine: &EngineArgs, slots: u16) -> Result<Model> {
+fn open_model(
+    bundle: &std::path::Path,
+    engine: &EngineArgs,
+    generation: &GenerationArgs,
+    slots: u16,
+) -> Result<Model> {
     let spinner = progress::spinner(format!("loading {}", bundle.display()));
-    let model = Model::open(bundle, &model_options(engine, slots))?;
+    let options = ModelOptions {
+        num_beams: generation.num_beams.map(usize::from),
+        ..model_options(engine, slots)
+    };
+    let model = Model::open(bundle, &options)?;
     spinner.finish_and_clear();
     Ok(model)
 }
@@ -40,12 +48,20 @@ fn model_options(engine: &EngineArgs, slots: u16) -> ModelOptions {
     }
 }
 
-fn sampling(args: &GenerationArgs, defaults: &GenerationDefaults) -> Sampling {
-    Sampling {
+fn sampling(args: &GenerationArgs, defaults: Sampling) -> Sampling {
+    let mut sampling = Sampling {
         temperature: args.temperature.unwrap_or(defaults.temperature),
         seed: args.seed,
-        ..Sampling::default()
-    }
+        min_tokens: args.min_tokens.map_or(defaults.min_tokens, |n| n as usize),
+        num_beams: args.num_beams.map_or(defaults.num_beams, usize::from),
+        length_penalty: args.length_penalty.unwrap_or(defaults.length_penalty),
+        repetition_penalty: args
+            .repetition_penalty
+            .unwrap_or(defaults.repetition_penalty),
+        ..defaults
+    };
+    sampling.prefer_named(args.temperature.is_some(), args.num_beams.is_some());
+    sampling
 }
 
 /// A whole answer.

@@ -2,6 +2,8 @@
 //! (tests/golden/make_llm.py), its soft prompts and its greedy answers.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod beams;
+mod encoder_decoder;
 mod golden_answers;
 mod requests;
 mod scheduling;
@@ -61,21 +63,37 @@ fn rows(file: &SafeTensors, name: &str) -> Vec<Vec<f32>> {
         .collect()
 }
 
+fn json(path: &str) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(golden(path)).unwrap()).unwrap()
+}
+
+fn ids(value: &serde_json::Value) -> Vec<i32> {
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_i64().unwrap() as i32)
+        .collect()
+}
+
+/// What `generate` of transformers was asked for.
+fn setting(value: &serde_json::Value) -> Sampling {
+    let number = |name: &str, default| value[name].as_f64().unwrap_or(default);
+    Sampling {
+        num_beams: number("num_beams", 1.0) as usize,
+        length_penalty: number("length_penalty", 1.0) as f32,
+        repetition_penalty: number("repetition_penalty", 1.0) as f32,
+        min_tokens: number("min_new_tokens", 0.0) as usize,
+        ..Sampling::default()
+    }
+}
+
 fn cases() -> Vec<Case> {
-    let json: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(golden("llm/golden.json")).unwrap()).unwrap();
+    let json = json("llm/golden.json");
     let bytes = std::fs::read(golden("llm/reference.safetensors")).unwrap();
     let reference = SafeTensors::deserialize(&bytes).unwrap();
     let soft_prompts = rows(&reference, "soft_prompt");
     let first_logits = rows(&reference, "first_logits");
-    let ids = |value: &serde_json::Value| -> Vec<i32> {
-        value
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|id| id.as_i64().unwrap() as i32)
-            .collect()
-    };
     let pictures = json["pictures"].as_array().unwrap();
     let cases = json["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 20);

@@ -1,0 +1,90 @@
+//! What a request forbids or discourages, applied to a row of scores.
+
+/// Changes to a row of scores, be they logits or log-probabilities, as the logits
+/// processors of transformers make them, in their order.
+#[derive(Debug, Default)]
+pub struct Rules {
+    /// Divides the positive scores of tokens that the prompt or the answer holds
+    /// and multiplies the negative ones; 1 is off.
+    pub repetition_penalty: f32,
+    /// The prompt's tokens, in any order.
+    pub prompt_ids: Vec<i32>,
+    /// Tokens of an answer before one of `ends` may come.
+    pub min_tokens: usize,
+    /// Tokens that end an answer.
+    pub ends: Vec<i32>,
+}
+
+impl Rules {
+    /// Whether [`Rules::apply`] changes the scores of what follows `n_tokens`
+    /// tokens of an answer.
+    pub fn apply_after(&self, n_tokens: usize) -> bool {
+        self.repetition_penalty != 1.0 || n_tokens < self.min_tokens
+    }
+
+    /// Changes the scores `[n_vocab]` of what follows the tokens `answer`.
+    pub fn apply(&self, answer: &[i32], scores: &mut [f32]) {
+        if self.repetition_penalty != 1.0 {
+            let mut seen: Vec<i32> = self.prompt_ids.iter().chain(answer).copied().collect();
+            seen.sort_unstable();
+            seen.dedup();
+            for id in seen {
+                if let Some(score) = score(scores, id) {
+                    if *score < 0.0 {
+                        *score *= self.repetition_penalty;
+                    } else {
+                        *score /= self.repetition_penalty;
+                    }
+                }
+            }
+        }
+        if answer.len() < self.min_tokens {
+            for &id in &self.ends {
+                if let Some(score) = score(scores, id) {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+fn score(scores: &mut [f32], id: i32) -> Option<&mut f32> {
+    usize::try_from(id).ok().and_then(|id| scores.get_mut(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_tokens_lose_once_each_whatever_their_sign() {
+        let rules = Rules {
+            repetition_penalty: 2.0,
+            prompt_ids: vec![0, 1, 0],
+            ..Rules::default()
+        };
+        let mut scores = [4.0, -4.0, 3.0, -3.0, 1.0];
+        rules.apply(&[3, 3, 1], &mut scores);
+        assert_eq!(scores, [2.0, -8.0, 3.0, -6.0, 1.0]);
+    }
+
+    #[test]
+    fn ends_are_forbidden_before_min_tokens() {
+        let rules = Rules {
+            repetition_penalty: 1.0,
+            min_tokens: 2,
+            ends: vec![0, 2, 99],
+            ..Rules::default()
+        };
+        for (answer, expected) in [
+            (vec![], [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY]),
+            (vec![5], [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY]),
+            (vec![5, 6], [1.0; 3]),
+        ] {
+            let mut scores = [1.0; 3];
+            assert_eq!(rules.apply_after(answer.len()), answer.len() < 2);
+            rules.apply(&answer, &mut scores);
+            assert_eq!(scores, expected);
+        }
+    }
+}
