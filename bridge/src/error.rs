@@ -71,6 +71,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A checkpoint cannot be converted.
+    #[error("{}: {reason}", path.display())]
+    Convert {
+        /// The file at fault.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
     /// llama.cpp cannot load the language model.
     #[error("{}: the language model cannot be loaded: {reason}", path.display())]
     LanguageModel {
@@ -187,6 +195,7 @@ impl Error {
             | Error::Vision(_)
             | Error::Tensor(_)
             | Error::Gguf { .. }
+            | Error::Convert { .. }
             | Error::LanguageModel { .. }
             | Error::Context { .. }
             | Error::Decode { .. }

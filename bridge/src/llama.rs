@@ -25,6 +25,7 @@ use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_sys_2 as sys;
 
+use crate::convert::llm::TensorType;
 use crate::language_model::LanguageModel;
 use crate::{Error, Result};
 
@@ -588,6 +589,36 @@ pub(crate) fn type_layout(ggml_type: u32) -> Option<(u64, u64)> {
     // Removed types have blocks of 0 bytes.
     let block = u64::try_from(block).ok().filter(|&n| n > 0)?;
     (bytes > 0).then_some((block, bytes as u64))
+}
+
+/// Casts whole rows of `cols` elements to `kind`, into the bytes of a GGUF tensor.
+///
+/// # Panics
+/// `cols` is no multiple of the type's block, or `out` has not the size of those rows.
+pub(crate) fn quantize_rows(kind: TensorType, values: &[f32], cols: usize, out: &mut [u8]) {
+    let rows = values.len() / cols;
+    let (block, bytes) = type_layout(kind as u32).unwrap_or((0, 0));
+    assert!(
+        block > 0 && (cols as u64).is_multiple_of(block),
+        "whole blocks"
+    );
+    assert_eq!(values.len(), rows * cols, "whole rows");
+    assert_eq!(out.len() as u64, values.len() as u64 / block * bytes);
+    // SAFETY: reads `rows * cols` floats and writes as many blocks as `out` has room for
+    // (both asserted above); these types need no importance matrix. The first call sets
+    // up tables under a lock of ggml's own.
+    let written = unsafe {
+        sys::ggml_quantize_chunk(
+            kind as u32,
+            values.as_ptr(),
+            out.as_mut_ptr().cast::<c_void>(),
+            0,
+            rows as i64,
+            cols as i64,
+            std::ptr::null(),
+        )
+    };
+    assert_eq!(written as u64, out.len() as u64);
 }
 
 /// The process-wide backend, initialized on first use, with llama.cpp's log sent

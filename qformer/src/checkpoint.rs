@@ -36,6 +36,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct MappedFile {
     path: PathBuf,
+    file: File,
     map: Mmap,
 }
 
@@ -165,9 +166,8 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
-        let map = File::open(path)
-            .and_then(|file| map(&file))
-            .map_err(Error::io(path))?;
+        let file = File::open(path).map_err(Error::io(path))?;
+        let map = map(&file).map_err(Error::io(path))?;
         let (header, metadata) =
             SafeTensors::read_metadata(&map).map_err(|source| Error::Safetensors {
                 path: path.to_owned(),
@@ -196,6 +196,7 @@ impl Checkpoint {
         }
         self.files.push(MappedFile {
             path: path.to_owned(),
+            file,
             map,
         });
         Ok(())
@@ -230,6 +231,26 @@ impl Checkpoint {
                 tensor: name.to_owned(),
             }),
         }
+    }
+
+    /// Fills `buffer` with a tensor's bytes from `offset` on, past the memory map: pages
+    /// of a map count as the process's memory for as long as the system keeps them.
+    ///
+    /// # Errors
+    /// There is no such tensor, it has fewer bytes, or its file cannot be read.
+    pub fn read_bytes(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let raw = self.raw(name)?;
+        let entry = &self.tensors[raw.name];
+        let file = &self.files[entry.file];
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > entry.range.len() as u64) {
+            return Err(Error::Io {
+                path: file.path.clone(),
+                source: std::io::ErrorKind::UnexpectedEof.into(),
+            });
+        }
+        read_at(&file.file, buffer, entry.range.start as u64 + offset)
+            .map_err(Error::io(&file.path))
     }
 
     /// Shape of a tensor, outermost dimension first.
@@ -306,7 +327,8 @@ impl Checkpoint {
         }
     }
 
-    fn describe(&self) -> String {
+    /// The files, for messages.
+    pub fn describe(&self) -> String {
         let paths: Vec<_> = self
             .files
             .iter()
@@ -347,6 +369,24 @@ impl Weights<'_> {
             format!("{}.{name}", self.prefix)
         }
     }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !buffer.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, buffer, offset)?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer = &mut buffer[n..];
+        offset += n as u64;
+    }
+    Ok(())
 }
 
 /// Maps a file for reading.

@@ -5,7 +5,9 @@
 //! at a time, part by part, and can be interrupted and run again.
 
 mod checkpoint;
+pub mod llm;
 mod pair;
+mod source;
 mod staging;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use qformer::checkpoint::{Weight, WeightType, write_weights};
 
 use self::checkpoint::Source;
 use self::pair::check_pair;
+pub use self::source::{TensorInfo, TensorSource};
 use self::staging::Staging;
 use crate::bundle::{self, Bundle, FileEntry, Files, MANIFEST_FILE, Manifest, check_fit};
 use crate::language_model::GgufInfo;
