@@ -71,14 +71,6 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A checkpoint cannot be converted.
-    #[error("{}: {reason}", path.display())]
-    Convert {
-        /// The file at fault.
-        path: PathBuf,
-        /// What is wrong with it, and what to do.
-        reason: String,
-    },
     /// llama.cpp cannot load the language model.
     #[error("{}: the language model cannot be loaded: {reason}", path.display())]
     LanguageModel {
@@ -190,7 +182,6 @@ impl Error {
             | Error::NotABundle { .. }
             | Error::Manifest { .. }
             | Error::Mismatch { .. }
-            | Error::Convert { .. }
             | Error::Exists { .. }
             | Error::Vision(_)
             | Error::Tensor(_)

@@ -19,8 +19,8 @@ pub(super) fn check_pair(source: &Source, info: &GgufInfo, llm: &Path) -> Result
     };
     let (architecture, wanted) = match llm_type {
         "opt" => (
-            "gpt2",
-            "OPT, which `qbridge convert` writes as a GGUF of architecture gpt2",
+            "mpt",
+            "OPT, which `qbridge convert` writes as a GGUF of architecture mpt",
         ),
         "t5" => ("t5", "T5"),
         "llama" => ("llama", "Llama or Vicuna"),
