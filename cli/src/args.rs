@@ -289,9 +289,15 @@ pub struct InspectArgs {
 
 /// `qbridge serve`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "API keys, comma-separated, are also taken from QBRIDGE_API_KEYS.
+
+Examples:
   qbridge serve demo
-  qbridge serve demo --host 0.0.0.0 --port 9000 --slots 8")]
+  qbridge serve demo --host 0.0.0.0 --port 9000 --slots 8 --api-key-file keys.txt
+  qbridge serve demo --allow-remote-images=images.example.com,*.example.org
+  qbridge serve demo --tls-cert chain.pem --tls-key key.pem --cors-origin https://app.example.com"
+)]
 pub struct ServeArgs {
     /// Bundle directory
     pub bundle: PathBuf,
@@ -307,6 +313,46 @@ pub struct ServeArgs {
     /// Requests that may wait beside those; more are told to come back later
     #[arg(long, default_value_t = 64, env = "QBRIDGE_QUEUE", value_parser = clap::value_parser!(u16).range(1..))]
     pub queue: u16,
+    /// Seconds that a whole request may take
+    #[arg(long, default_value_t = 600, env = "QBRIDGE_REQUEST_TIMEOUT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub request_timeout: u32,
+    /// Seconds that it may take, waiting included, until an answer begins
+    #[arg(long, default_value_t = 300, env = "QBRIDGE_FIRST_TOKEN_TIMEOUT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub first_token_timeout: u32,
+    /// File with API keys, one a line; requests must then show one
+    #[arg(long, env = "QBRIDGE_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Answer everyone without a key, on addresses that other machines reach too
+    #[arg(long, env = "QBRIDGE_NO_AUTH")]
+    pub no_auth: bool,
+    /// Origins whose pages may use the server from a browser, or *
+    #[arg(
+        long = "cors-origin",
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        env = "QBRIDGE_CORS_ORIGIN"
+    )]
+    pub cors_origins: Vec<server::CorsOrigin>,
+    /// Certificate chain (PEM) to serve https with
+    #[arg(long, requires = "tls_key", env = "QBRIDGE_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, requires = "tls_cert", env = "QBRIDGE_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+    /// Fetch pictures from http(s) URLs at public addresses [HOSTS: only from these; *.NAME for all below NAME]
+    #[arg(
+        long,
+        value_name = "HOSTS",
+        num_args = 0..,
+        default_missing_value = "*",
+        require_equals = true,
+        value_delimiter = ',',
+        env = "QBRIDGE_ALLOW_REMOTE_IMAGES"
+    )]
+    pub allow_remote_images: Option<Vec<String>>,
+    /// Directory below which file:// URLs may name pictures
+    #[arg(long, env = "QBRIDGE_MEDIA_PATH")]
+    pub media_path: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub engine: EngineArgs,

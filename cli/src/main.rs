@@ -7,7 +7,6 @@ mod input;
 mod openmp;
 mod progress;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,8 +25,8 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("QBRIDGE_LOG")
                 .unwrap_or_else(|_| default_level.into()),
         )
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(server::log::lines(std::io::stderr))
+        .with_ansi(false)
         .init();
     let result = match &cli.command {
         Command::Ask(args) => commands::ask::run(args),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bridge::engine::Sampling;
 use bridge::event::Event;
-use bridge::model::{Model, Request};
+use bridge::model::{Model, Prompt, Request};
+use prompts::{Message, Part, Role};
 use tokio::sync::mpsc::Receiver;
 
 /// What the server asks for answers.
@@ -34,4 +35,30 @@ impl Backend for Arc<Model> {
     fn submit(&self, request: Request) -> bridge::Result<Receiver<Event>> {
         Model::submit(self, request)
     }
+}
+
+/// A grey pixel.
+const WARM_UP_PICTURE: &[u8] = include_bytes!("pixel.png");
+
+/// Answers one token about a picture, so that no client waits for what happens but once. Blocks.
+///
+/// # Errors
+/// The model fails.
+pub fn warm_up<B: Backend>(backend: &B) -> bridge::Result<()> {
+    let mut events = backend.submit(Request {
+        prompt: Prompt::Chat(vec![Message {
+            role: Role::User,
+            parts: vec![Part::Image(0), Part::Text("Hello".to_owned())],
+        }]),
+        images: vec![WARM_UP_PICTURE.into()],
+        max_tokens: Some(1),
+        sampling: backend.default_sampling(),
+        stop: Vec::new(),
+    })?;
+    while let Some(event) = events.blocking_recv() {
+        if let Event::Error(error) = event {
+            return Err(error);
+        }
+    }
+    Ok(())
 }

@@ -1,22 +1,11 @@
 //! Messages: roles, and content as text or as parts.
 
-use std::sync::Arc;
-
 use prompts::{Message, Part, Role};
 use serde_json::Value;
 
 use crate::fields::{Fields, as_list, as_string, expected};
-use crate::image_url;
+use crate::images::Images;
 use crate::{Error, Result, ServeOptions};
-
-/// Pictures of a request.
-#[derive(Debug, Default)]
-pub(crate) struct Images {
-    /// Encoded picture files.
-    pub(crate) bytes: Vec<Arc<[u8]>>,
-    /// The field of each.
-    pub(crate) params: Vec<String>,
-}
 
 /// Reads `messages`.
 pub(crate) fn messages(value: Value, options: &ServeOptions) -> Result<(Vec<Message>, Images)> {
@@ -169,15 +158,5 @@ fn image(value: Value, path: &str, images: &mut Images, options: &ServeOptions) 
             (url, url_path)
         }
     };
-    if images.bytes.len() == options.max_images {
-        return Err(Error::invalid(
-            "messages",
-            format!("must not hold more than {} pictures", options.max_images),
-        ));
-    }
-    images
-        .bytes
-        .push(image_url::decode(&url, options.max_image_bytes, &url_path)?);
-    images.params.push(url_path);
-    Ok(Part::Image(images.bytes.len() - 1))
+    Ok(Part::Image(images.add(&url, url_path, options)?))
 }

@@ -3,17 +3,22 @@
 use std::io;
 
 use axum::Json;
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bridge::ErrorKind;
+use reqwest::Url;
 use serde_json::{Value, json};
+
+use crate::fetch::FetchError;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Seconds after which a refused request may come again.
-const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+/// Seconds after which a request that found the queue full may come again.
+const RETRY_WHEN_FULL: HeaderValue = HeaderValue::from_static("1");
+/// Seconds after which a request that came before the model may come again.
+const RETRY_WHEN_LOADING: HeaderValue = HeaderValue::from_static("5");
 /// Tells OpenAI's clients not to send the same request again.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
@@ -69,6 +74,9 @@ pub enum Error {
     /// The body did not arrive in time, or not whole.
     #[error("the body did not arrive")]
     BodyLost,
+    /// No key, or a wrong one.
+    #[error("send a valid API key as authorization: Bearer KEY")]
+    Unauthorized,
     /// No such model.
     #[error("the model {model:?} does not exist; this server has {served:?}")]
     ModelNotFound {
@@ -99,13 +107,21 @@ pub enum Error {
         /// The limit.
         reason: String,
     },
-    /// A picture's address that would have to be fetched.
-    #[error(
-        "remote images are not fetched yet: send the picture as a data: URI (data:image/png;base64,...)"
-    )]
+    /// A picture's address, where none of its kind is fetched.
+    #[error("{reason}: send the picture as a data: URI (data:image/png;base64,...)")]
     RemoteImage {
         /// The picture's field.
         param: String,
+        /// What this server does not do.
+        reason: &'static str,
+    },
+    /// A picture's address that nothing was fetched from.
+    #[error("{reason}")]
+    ImageFetch {
+        /// The picture's field.
+        param: String,
+        /// Why, in words that tell nothing about the network around the server.
+        reason: String,
     },
     /// The messages have no form in the model's prompt.
     #[error("{reason}")]
@@ -124,15 +140,29 @@ pub enum Error {
     /// Too many requests at once.
     #[error("too many requests are waiting; try again later")]
     QueueFull,
+    /// The model is not there yet.
+    #[error("the model is being loaded; try again later")]
+    Loading,
     /// The answer took too long.
-    #[error("the answer took longer than {seconds} seconds")]
+    #[error("{stage} took longer than {seconds} seconds")]
     Timeout {
+        /// What took too long.
+        stage: &'static str,
         /// The limit.
         seconds: u64,
     },
     /// Not the request's fault; the log has the cause.
     #[error("internal error")]
     Internal,
+    /// The server cannot start as it is asked to; no client is told.
+    #[error("{reason}")]
+    Setup {
+        /// Why.
+        reason: String,
+    },
+    /// The model cannot be loaded; no client is told.
+    #[error(transparent)]
+    Load(bridge::Error),
     /// The listener failed; no client is told.
     #[error("cannot serve: {0}")]
     Listen(#[source] io::Error),
@@ -152,6 +182,36 @@ impl Error {
         Error::Unsupported {
             param: param.into(),
             reason: reason.into(),
+        }
+    }
+
+    /// A picture that cannot be read.
+    pub(crate) fn invalid_image(param: &str, reason: &str) -> Error {
+        Error::InvalidImage {
+            param: param.to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// A picture of more than `limit` bytes.
+    pub(crate) fn image_too_large(param: &str, limit: usize) -> Error {
+        Error::ImageTooLarge {
+            param: param.to_owned(),
+            reason: format!("the picture has more than {limit} bytes"),
+        }
+    }
+
+    /// A picture that was not fetched; what the network said goes to the log alone.
+    pub(crate) fn from_fetch(error: &FetchError, url: &Url, param: &str) -> Error {
+        let source = std::error::Error::source(error);
+        tracing::info!(host = url.host_str(), %error, cause = source.map(detail), "a picture was not fetched");
+        match error {
+            FetchError::TooLarge { limit } => Error::image_too_large(param, *limit),
+            FetchError::Setup { .. } => Error::Internal,
+            error => Error::ImageFetch {
+                param: param.to_owned(),
+                reason: error.to_string(),
+            },
         }
     }
 
@@ -200,19 +260,22 @@ impl Error {
             Error::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Error::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Error::BodyLost => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Error::Unauthorized => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
             Error::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
             Error::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Error::InvalidImage { .. } => (StatusCode::BAD_REQUEST, "invalid_image"),
             Error::ImageTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "image_too_large"),
             Error::RemoteImage { .. } => (StatusCode::BAD_REQUEST, "remote_image_unsupported"),
+            Error::ImageFetch { .. } => (StatusCode::BAD_REQUEST, "image_fetch_failed"),
             Error::InvalidPrompt { .. } => (StatusCode::BAD_REQUEST, "invalid_prompt"),
             Error::ContextLengthExceeded { .. } => {
                 (StatusCode::BAD_REQUEST, "context_length_exceeded")
             }
-            Error::QueueFull => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
+            Error::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            Error::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
             Error::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
-            Error::Internal | Error::Listen(_) => {
+            Error::Internal | Error::Setup { .. } | Error::Load(_) | Error::Listen(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal_error")
             }
         }
@@ -226,18 +289,23 @@ impl Error {
             | Error::UnknownField { param }
             | Error::InvalidImage { param, .. }
             | Error::ImageTooLarge { param, .. }
-            | Error::RemoteImage { param } => Some(param),
+            | Error::ImageFetch { param, .. }
+            | Error::RemoteImage { param, .. } => Some(param),
             Error::ModelNotFound { .. } => Some("model"),
             Error::InvalidPrompt { .. } | Error::ContextLengthExceeded { .. } => Some("messages"),
             Error::InvalidBody { .. }
             | Error::ContentType
             | Error::BodyTooLarge { .. }
             | Error::BodyLost
+            | Error::Unauthorized
             | Error::NotFound
             | Error::MethodNotAllowed
             | Error::QueueFull
+            | Error::Loading
             | Error::Timeout { .. }
             | Error::Internal
+            | Error::Setup { .. }
+            | Error::Load(_)
             | Error::Listen(_) => None,
         }
     }
@@ -245,10 +313,10 @@ impl Error {
     /// `{"error": {"message", "type", "param", "code"}}`, in answers and in streams.
     pub(crate) fn body(&self) -> Value {
         let (status, code) = self.status_and_code();
-        let kind = if status.is_server_error() {
-            "server_error"
-        } else {
-            "invalid_request_error"
+        let kind = match status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
         };
         let mut error = json!({
             "message": self.to_string(),
@@ -275,9 +343,15 @@ impl IntoResponse for Error {
         let headers = response.headers_mut();
         match self {
             Error::QueueFull => {
-                headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+                headers.insert(RETRY_AFTER, RETRY_WHEN_FULL);
             }
-            // What took ten minutes once would take them again.
+            Error::Loading => {
+                headers.insert(RETRY_AFTER, RETRY_WHEN_LOADING);
+            }
+            Error::Unauthorized => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            // What took minutes once would take them again.
             Error::Timeout { .. } => {
                 headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
             }
@@ -285,4 +359,13 @@ impl IntoResponse for Error {
         }
         response
     }
+}
+
+/// An error and what caused it, in one line.
+fn detail(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }

@@ -1,33 +1,39 @@
 //! OpenAI-compatible chat over a qbridge model.
 //!
-//! `POST /v1/chat/completions` (whole and streamed), `GET /v1/models`, `GET /v1/models/{id}`, `GET /health`.
+//! Routes are listed in [`router`]'s source and in `docs/server.md`.
 //!
 //! A field that changes the output is honoured or refused with its name in `param`; see [`Backend`] for what answers, and
 //! `docs/server.md` for the fields.
 
+mod auth;
 mod backend;
 mod chat;
 mod content;
+mod data_uri;
 mod error;
 mod extract;
+pub mod fetch;
 mod fields;
-mod image_url;
+mod images;
+pub mod log;
+mod media;
 mod models;
 mod options;
+mod origin;
 mod request;
 mod response;
+mod serve;
 mod stream;
+mod tls;
 
-use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::Request;
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -36,13 +42,22 @@ use tower_http::request_id::{
 };
 use tower_http::trace::TraceLayer;
 
-pub use backend::Backend;
+pub use auth::ApiKeys;
+pub use backend::{Backend, warm_up};
 pub use error::{Error, Result};
+pub use media::MediaDir;
 pub use options::ServeOptions;
+pub use origin::CorsOrigin;
+pub use serve::serve;
+pub use tls::Tls;
+
+/// Longest `x-request-id` that is taken from a client.
+const MAX_REQUEST_ID: usize = 128;
 
 /// What the handlers share.
 struct App<B> {
-    backend: B,
+    /// Set once, when the model is loaded.
+    backend: OnceLock<B>,
     options: ServeOptions,
     /// One permit for each request that may hold memory.
     admission: Arc<Semaphore>,
@@ -50,65 +65,69 @@ struct App<B> {
     started: u64,
 }
 
+impl<B> App<B> {
+    fn new(options: ServeOptions) -> App<B> {
+        App {
+            backend: OnceLock::new(),
+            admission: Arc::new(Semaphore::new(options.max_requests)),
+            options,
+            started: unix_seconds(),
+        }
+    }
+
+    fn backend(&self) -> Result<&B> {
+        self.backend.get().ok_or(Error::Loading)
+    }
+}
+
 /// The API as a service, without a port.
 pub fn router<B: Backend>(backend: B, options: ServeOptions) -> Router {
-    let app = Arc::new(App {
-        backend,
-        admission: Arc::new(Semaphore::new(options.max_requests)),
-        options,
-        started: unix_seconds(),
-    });
+    let app = App::new(options);
+    app.backend.get_or_init(|| backend);
+    routes(Arc::new(app))
+}
+
+fn routes<B: Backend>(app: Arc<App<B>>) -> Router {
     // The outermost layer is first: the id is there before anything is logged, and is sent back with what a panic
-    // is turned into. What decides who may enter (keys, CORS) belongs between the trace and the panic guard.
+    // is turned into.
     let layers = ServiceBuilder::new()
+        .map_request(without_odd_id)
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
         .layer(TraceLayer::new_for_http().make_span_with(span))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(CatchPanicLayer::custom(|_| Error::Internal.into_response()));
-    Router::new()
-        .route("/health", get(models::health))
+    let guarded = Router::new()
         .route("/v1/models", get(models::list::<B>))
         // A model's name may hold slashes.
         .route("/v1/models/{*id}", get(models::retrieve::<B>))
         .route("/v1/chat/completions", post(chat::completions::<B>))
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .fallback(|| async { Error::NotFound })
-        .with_state(app)
-        .layer(layers)
+        .layer(from_fn_with_state(app.clone(), auth::authorize::<B>));
+    // What is added here needs no key.
+    let open = guarded
+        .route("/health", get(models::health))
+        .route("/ready", get(models::ready::<B>))
+        .method_not_allowed_fallback(|| async { Error::MethodNotAllowed });
+    let open = match origin::layer(&app.options.cors_origins) {
+        Some(cors) => open.layer(cors),
+        None => open,
+    };
+    open.with_state(app).layer(layers)
 }
 
-/// Serves `backend` on `listener` until `shutdown` resolves; then lets running requests end, for
-/// [`ServeOptions::shutdown_grace`] at most.
-///
-/// # Errors
-/// The listener fails.
-pub async fn serve<B: Backend>(
-    backend: B,
-    options: ServeOptions,
-    listener: TcpListener,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<()> {
-    let grace = options.shutdown_grace;
-    let (stopping, stopped) = tokio::sync::oneshot::channel();
-    // Tokens are small packets that should not wait for each other.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    let server =
-        axum::serve(listener, router(backend, options)).with_graceful_shutdown(async move {
-            shutdown.await;
-            let _ = stopping.send(());
-        });
-    let out_of_patience = async {
-        let _ = stopped.await;
-        tokio::time::sleep(grace).await;
-    };
-    tokio::select! {
-        served = server.into_future() => served.map_err(Error::Listen),
-        () = out_of_patience => Ok(()),
+/// A request without an `x-request-id` that does not look like one: it would be sent back and logged.
+fn without_odd_id(mut request: Request) -> Request {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    let odd = |id: &[u8]| id.is_empty() || id.len() > MAX_REQUEST_ID || !id.iter().all(plain);
+    let headers = request.headers_mut();
+    if headers
+        .get("x-request-id")
+        .is_some_and(|id| odd(id.as_bytes()))
+    {
+        headers.remove("x-request-id");
     }
+    request
 }
 
 fn span(request: &Request) -> tracing::Span {

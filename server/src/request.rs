@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::content;
 use crate::fields::{Fields, as_list, as_string, expected};
+use crate::images::Images;
 use crate::{Error, Result, ServeOptions};
 
 /// Most stop strings of a request: OpenAI's limit.
@@ -30,10 +31,10 @@ const HARMLESS: [&str; 9] = [
 /// A chat request, checked.
 #[derive(Debug)]
 pub(crate) struct ChatRequest {
-    /// What the model is asked.
+    /// What the model is asked, but for its pictures.
     pub(crate) request: Request,
-    /// The field of each picture.
-    pub(crate) image_params: Vec<String>,
+    /// The pictures.
+    pub(crate) images: Images,
     /// Whether to answer piece by piece.
     pub(crate) stream: bool,
     /// Whether a stream ends with its usage.
@@ -79,23 +80,15 @@ impl ChatRequest {
         Ok(ChatRequest {
             request: Request {
                 prompt: Prompt::Chat(messages),
-                images: images.bytes,
+                images: Vec::new(),
                 max_tokens,
                 sampling,
                 stop,
             },
-            image_params: images.params,
+            images,
             stream,
             include_usage,
         })
-    }
-
-    /// The field of the picture that the model's errors are about: certain where there is one.
-    pub(crate) fn image_param(&self) -> String {
-        match self.image_params.as_slice() {
-            [only] => only.clone(),
-            _ => "messages".to_owned(),
-        }
     }
 }
 

@@ -62,6 +62,7 @@ async fn requests_are_refused_by_field() {
         content(json!([{"type": "image_url", "image_url": {"url": "data:,", "detail": "huge"}}])),
         image("https://example.com/dog.png"),
         image("HTTP://169.254.169.254/"),
+        image("ftp://example.com/dog.png"),
         image("file:///etc/passwd"),
         image("dog.png"),
         image("data:image/png;base64"),
@@ -335,11 +336,29 @@ async fn answers_have_a_deadline() {
     assert_eq!(events[2]["error"]["code"], "timeout");
     assert_eq!(events[3], "[DONE]");
 
+    let (silent, _senders) = hanging();
+    let slow_start = ServeOptions {
+        first_token_timeout: Duration::from_millis(30),
+        ..ServeOptions::default()
+    };
+    let answer = send(router(silent, slow_start), post(&chat(json!({})))).await;
+    assert_eq!(answer.status, 504);
+    assert!(
+        answer.error()["message"]
+            .as_str()
+            .unwrap()
+            .contains("first token")
+    );
+
     let never = Body::from_stream(futures_util::stream::pending::<
         Result<Vec<u8>, std::io::Error>,
     >());
+    let slow_body = ServeOptions {
+        body_timeout: Duration::from_millis(30),
+        ..ServeOptions::default()
+    };
     let answer = send(
-        router(script(dog), options()),
+        router(script(dog), slow_body),
         request("POST", "/v1/chat/completions", never),
     )
     .await;
@@ -375,7 +394,7 @@ async fn requests_beyond_the_limit_are_refused_before_they_are_read() {
     .await;
     assert_eq!(
         (second.status.as_u16(), second.code().as_str()),
-        (503, "queue_full")
+        (429, "queue_full")
     );
     assert_eq!(second.headers["retry-after"], "1");
     assert_eq!(
@@ -392,7 +411,7 @@ async fn requests_beyond_the_limit_are_refused_before_they_are_read() {
     let first = first.await.unwrap().unwrap();
     assert_eq!(
         send(router.clone(), post(&chat(json!({})))).await.status,
-        503
+        429
     );
     drop(first);
     let third = tokio::spawn(router.oneshot(post(&chat(json!({})))));
