@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod bad_input;
+mod full_size;
 mod models;
 mod quantized;
 mod tokenizers;
@@ -168,8 +169,8 @@ impl Converted {
     }
 }
 
-/// Logits of the last of `ids`, in f32 throughout.
-fn logits(model: &Arc<LanguageModel>, ids: &[i32]) -> Vec<f32> {
+/// One sequence, in f32 throughout.
+fn context(model: &Arc<LanguageModel>) -> Context {
     let options = ContextOptions {
         n_ctx: 256,
         n_batch: 256,
@@ -179,7 +180,12 @@ fn logits(model: &Arc<LanguageModel>, ids: &[i32]) -> Vec<f32> {
         flash_attention: FlashAttention::Auto,
         threads: 1,
     };
-    let mut context = Context::new(model.clone(), &options, Arc::default()).unwrap();
+    Context::new(model.clone(), &options, Arc::default()).unwrap()
+}
+
+/// Logits of the last of `ids`.
+fn logits(model: &Arc<LanguageModel>, ids: &[i32]) -> Vec<f32> {
+    let mut context = context(model);
     let mut last = None;
     for (position, &id) in ids.iter().enumerate() {
         let ends = position + 1 == ids.len();

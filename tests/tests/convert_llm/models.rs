@@ -79,6 +79,72 @@ fn greedy_ids_equal_transformers() {
     }
 }
 
+/// Rows of embeddings get OPT's positions as tokens do.
+#[test]
+fn soft_prompts_equal_transformers_on_the_graph_of_opt() {
+    let golden = Golden::read("opt_padded");
+    let model = golden.convert(LlmQuant::F32).load();
+    let stored = golden
+        .checkpoint
+        .raw("language_model.model.decoder.embed_tokens.weight")
+        .unwrap();
+    let embeddings: Vec<f32> = stored
+        .bytes
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .collect();
+    let reference = SafeTensors::deserialize(&golden.reference).unwrap();
+    let expected = floats(&reference, "logits");
+    for (prompt, expected) in golden
+        .prompts()
+        .iter()
+        .zip(expected.chunks(model.n_vocab()))
+    {
+        let mut context = context(&model);
+        let mut last = None;
+        for (position, &id) in prompt.iter().enumerate() {
+            let row = &embeddings[id as usize * 32..][..32];
+            let ends = position + 1 == prompt.len();
+            last = Some(context.add_embedding(0, position, row, ends).unwrap());
+        }
+        context.process().unwrap();
+        let worst = largest_difference(context.logits(last.unwrap()).unwrap(), expected);
+        assert!(worst < 1e-3, "{} rows: {worst}", prompt.len());
+    }
+}
+
+#[test]
+fn t5_logits_equal_transformers() {
+    let golden = Golden::read("t5");
+    let model = golden.convert(LlmQuant::F32).load();
+    assert_eq!(model.decoder_start(), Some(0));
+    let reference = SafeTensors::deserialize(&golden.reference).unwrap();
+    let decoder_ids = ids(&golden.golden["decoder_ids"]);
+    let per_prompt = decoder_ids.len() * model.n_vocab();
+    let (mut worst, mut worst_erf) = (0f32, 0f32);
+    for (i, prompt) in golden.prompts().iter().enumerate() {
+        let mut context = context(&model);
+        for (position, &id) in prompt.iter().enumerate() {
+            context.add_token(0, position, id, true).unwrap();
+        }
+        context.encode().unwrap();
+        for (position, &id) in decoder_ids.iter().enumerate() {
+            context.clear();
+            let row = context.add_token(0, position, id, true).unwrap();
+            context.process().unwrap();
+            let logits = context.logits(row).unwrap();
+            let from = i * per_prompt + position * model.n_vocab();
+            let of = |name| {
+                largest_difference(logits, &floats(&reference, name)[from..][..logits.len()])
+            };
+            worst = worst.max(of("logits"));
+            worst_erf = worst_erf.max(of("logits_erf"));
+        }
+    }
+    println!("t5: {worst:e}; with the exact GELU {worst_erf:e}");
+    assert!(worst < 1e-3, "off by {worst}");
+}
+
 #[test]
 fn a_head_is_written_once_where_it_is_tied() {
     for (name, stored) in [

@@ -4,6 +4,7 @@
 //! and GPT-2's byte-level BPE (OPT). A SentencePiece file has its pieces' scores and is
 //! read where there is one; otherwise `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
+mod charsmap;
 mod json;
 mod sentencepiece;
 
@@ -118,6 +119,13 @@ impl Vocabulary {
         config: &Json,
         rows: usize,
     ) -> Result<Self> {
+        if let Algorithm::Unigram { charsmap, .. } = &model.algorithm {
+            charsmap::check(charsmap).map_err(|reason| {
+                model.error(format!(
+                    "the normalization map is damaged, {reason}: fetch the file again"
+                ))
+            })?;
+        }
         let n_model = model.tokens.len();
         if n_model > rows {
             return Err(model.error(format!(
