@@ -1,14 +1,16 @@
-//! From the bytes of a picture file to its soft prompt, without a language
-//! model: preprocessing, ViT, Q-Former, projection.
+//! From the bytes of a picture file, and the instruction where the Q-Former
+//! reads one, to a soft prompt, without a language model: preprocessing, ViT,
+//! Q-Former, projection.
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use qformer::Encoder;
 use qformer::checkpoint::Checkpoint;
 use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
 use qformer::image::{ImageLimits, decode};
 use qformer::preprocess::Preprocessing;
+use qformer::wordpiece::TOKENIZER_DIR;
+use qformer::{Encoder, WordPiece};
 
 use crate::bundle::{Bundle, MANIFEST_FILE};
 use crate::projection::Projection;
@@ -18,6 +20,8 @@ use crate::{Error, Result};
 pub struct ImageEncoder {
     preprocessing: Preprocessing,
     encoder: Encoder,
+    /// Of a Q-Former that reads text.
+    tokenizer: Option<WordPiece>,
     projection: Projection,
     limits: ImageLimits,
     device: Device,
@@ -50,6 +54,7 @@ impl ImageEncoder {
             &config.vision_config,
             &config.qformer_config,
             config.num_query_tokens,
+            read_qformer_tokenizer(dir, &config)?,
             read_preprocessing(dir, &config)?,
             device,
         )
@@ -66,6 +71,7 @@ impl ImageEncoder {
             &manifest.vision,
             &manifest.qformer,
             manifest.num_query_tokens,
+            bundle.qformer_tokenizer().cloned(),
             manifest.preprocessing.clone(),
             device,
         )
@@ -76,6 +82,7 @@ impl ImageEncoder {
         vision: &VisionConfig,
         qformer: &QFormerConfig,
         num_query_tokens: usize,
+        tokenizer: Option<WordPiece>,
         preprocessing: Preprocessing,
         device: &Device,
     ) -> Result<Self> {
@@ -89,6 +96,7 @@ impl ImageEncoder {
                 DType::F32,
                 device,
             )?,
+            tokenizer,
             projection: Projection::load(checkpoint, qformer.hidden_size, device)?,
             limits: ImageLimits::default(),
             device: device.clone(),
@@ -112,19 +120,100 @@ impl ImageEncoder {
         Ok(Tensor::from_vec(pixels, (3, size, size), &self.device)?)
     }
 
-    /// Runs ViT, Q-Former and projection on `[batch, 3, size, size]`.
+    /// Whether the Q-Former reads an instruction beside the picture
+    /// (InstructBLIP).
+    pub fn reads_instruction(&self) -> bool {
+        self.tokenizer.is_some()
+    }
+
+    /// Runs ViT, Q-Former and projection on pixels `[batch, 3, size, size]`,
+    /// with one of `instructions` for each picture where the Q-Former reads
+    /// them, and none where it does not.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] for an instruction too many or too few;
+    /// `pixels` has another shape, or the device fails.
+    pub fn forward(&self, pixels: &Tensor, instructions: &[&str]) -> Result<ImageEncoding> {
+        self.check_instructions(instructions)?;
+        let vision = self.vision(pixels)?;
+        let queries = self.queries(&vision, instructions)?;
+        Ok(ImageEncoding {
+            soft_prompt: self.projection.forward(&queries)?,
+            vision,
+            queries,
+        })
+    }
+
+    /// The ViT alone: pixels `[batch, 3, size, size]` to `[batch, patches + 1,
+    /// vision width]`, f32, which depends on nothing but the picture.
     ///
     /// # Errors
     /// `pixels` has another shape, or the device fails.
-    pub fn forward(&self, pixels: &Tensor) -> Result<ImageEncoding> {
-        let encoding = self.encoder.encode(pixels)?;
-        let soft_prompt = self.projection.forward(&encoding.queries)?;
-        Ok(ImageEncoding {
-            vision: encoding.vision,
-            queries: encoding.queries,
-            soft_prompt,
+    pub fn vision(&self, pixels: &Tensor) -> Result<Tensor> {
+        Ok(self
+            .encoder
+            .vision()
+            .forward(pixels)?
+            .to_dtype(DType::F32)?)
+    }
+
+    /// Soft prompts `[batch, queries, n_embd]` of what [`ImageEncoder::vision`]
+    /// gave, with the instructions that [`ImageEncoder::forward`] takes.
+    ///
+    /// # Errors
+    /// As [`ImageEncoder::forward`].
+    pub fn soft_prompts(&self, vision: &Tensor, instructions: &[&str]) -> Result<Tensor> {
+        self.check_instructions(instructions)?;
+        self.projection
+            .forward(&self.queries(vision, instructions)?)
+    }
+
+    fn queries(&self, vision: &Tensor, instructions: &[&str]) -> Result<Tensor> {
+        let qformer = self.encoder.qformer();
+        let queries = match &self.tokenizer {
+            None => qformer.forward(vision)?,
+            Some(tokenizer) => {
+                let texts = instructions
+                    .iter()
+                    .map(|text| tokenizer.encode(text))
+                    .collect::<Result<Vec<_>, _>>()?;
+                qformer.forward_with_texts(vision, &texts)?
+            }
+        };
+        Ok(queries.to_dtype(DType::F32)?)
+    }
+
+    fn check_instructions(&self, instructions: &[&str]) -> Result<()> {
+        let reason = match (self.reads_instruction(), instructions.is_empty()) {
+            (true, true) => {
+                "the Q-Former of this model reads an instruction beside the picture: give one, if only an empty one"
+            }
+            (false, false) => {
+                "the Q-Former of this model reads the picture alone: give no instruction, the answer to a question \
+                 comes from the language model"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::InvalidRequest {
+            reason: reason.to_owned(),
         })
     }
+}
+
+/// The tokenizer in a checkpoint directory whose Q-Former reads text; none
+/// where it does not.
+///
+/// # Errors
+/// It is not there, or is no tokenizer of this Q-Former.
+pub(crate) fn read_qformer_tokenizer(
+    dir: &Path,
+    config: &Blip2Config,
+) -> Result<Option<WordPiece>> {
+    let qformer = &config.qformer_config;
+    Ok(qformer
+        .use_qformer_text_input
+        .then(|| WordPiece::open_dir(&dir.join(TOKENIZER_DIR), qformer))
+        .transpose()?)
 }
 
 /// The preprocessing of a checkpoint directory: `preprocessor_config.json`, or

@@ -14,6 +14,7 @@ use crate::image_encoder::ImageEncoder;
 use crate::language_model::LanguageModel;
 use crate::llama::MAX_SEQUENCES;
 use crate::prompt::{Piece, tokenize};
+pub use crate::vision_worker::VisionActivity;
 use crate::vision_worker::{Job, VisionWorker};
 use crate::{Error, Result};
 
@@ -156,6 +157,11 @@ impl Model {
         self.n_ctx
     }
 
+    /// What the vision thread has done.
+    pub fn vision_activity(&self) -> VisionActivity {
+        self.vision.activity()
+    }
+
     /// Starts a request. Its events come over the returned channel; dropping
     /// the receiver cancels it. Blocks no longer than rendering and
     /// tokenizing the text take.
@@ -167,6 +173,7 @@ impl Model {
     pub fn submit(&self, request: Request) -> Result<Receiver<Event>> {
         request.sampling.validate()?;
         let segments = self.render(&request)?;
+        let instructions = self.instructions(&request);
         let pieces = tokenize(segments, &self.language_model)?;
         let n_prompt_tokens = self.count_rows(&pieces);
         if n_prompt_tokens == 0 {
@@ -193,6 +200,7 @@ impl Model {
         if pieces.iter().any(|piece| matches!(piece, Piece::Image(_))) {
             self.vision.submit(Job {
                 images: request.images,
+                instructions,
                 pieces,
                 sequence,
             })?;
@@ -207,6 +215,18 @@ impl Model {
             self.engine.submit(sequence)?;
         }
         Ok(receiver)
+    }
+
+    /// What the Q-Former reads beside each picture, where it reads anything.
+    fn instructions(&self, request: &Request) -> Vec<String> {
+        if !self.manifest.qformer.use_qformer_text_input {
+            return Vec::new();
+        }
+        let n_images = request.images.len();
+        match &request.prompt {
+            Prompt::Chat(messages) => self.manifest.prompt.instructions(messages, n_images),
+            Prompt::Raw(text) => vec![text.clone(); n_images],
+        }
     }
 
     fn render(&self, request: &Request) -> Result<Vec<Segment>> {

@@ -1,12 +1,13 @@
 //! The thread that turns pictures into soft prompts.
 //!
-//! Requests that wait together are encoded together; a picture seen before is
-//! taken from a cache. The engine never waits for it, and requests without
-//! pictures never pass through it.
+//! Requests that wait together are encoded together; of a picture seen before,
+//! whatever depends on it alone is taken from a cache: its soft prompt, or the
+//! ViT's output where the Q-Former reads the question too. The engine never
+//! waits for it, and requests without pictures never pass through it.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -25,8 +26,9 @@ use crate::{Error, Result};
 /// Most pictures in one forward pass: beyond this a CPU gains nothing.
 const MAX_BATCH: usize = 8;
 
-/// Soft prompts kept; one of 32 rows of 4096 floats takes half a megabyte.
-const CACHE_ENTRIES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Bytes kept of pictures seen before. A soft prompt of 32 rows of 4096 floats
+/// takes half a megabyte, ViT-g's output for a picture 1.4.
+const CACHE_BYTES: usize = 256 << 20;
 
 /// Rows of one picture, `queries x n_embd` floats.
 type SoftPrompt = Arc<[f32]>;
@@ -39,10 +41,29 @@ type ImageKey = [u8; 32];
 pub(crate) struct Job {
     /// Encoded picture files.
     pub images: Vec<Arc<[u8]>>,
+    /// What the Q-Former reads beside each, where it reads anything.
+    pub instructions: Vec<String>,
     /// The prompt, with places for the pictures.
     pub pieces: Vec<Piece>,
     /// What to hand to the engine; its prompt is filled in here.
     pub sequence: Sequence,
+}
+
+/// What the vision thread has done since it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VisionActivity {
+    /// Pictures that went through the ViT.
+    pub pictures: u64,
+    /// Pictures that went through the Q-Former: more where it reads the
+    /// instruction, since then a picture is read anew for each question.
+    pub readings: u64,
+}
+
+/// Written by the vision thread alone.
+#[derive(Default)]
+struct Counters {
+    pictures: AtomicU64,
+    readings: AtomicU64,
 }
 
 /// Handle of the vision thread; dropping it lets the thread finish and joins it.
@@ -50,19 +71,23 @@ pub(crate) struct VisionWorker {
     jobs: Option<SyncSender<Job>>,
     thread: Option<JoinHandle<()>>,
     queue: usize,
+    counters: Arc<Counters>,
 }
 
 impl VisionWorker {
     /// Starts the thread; at most `queue` jobs wait.
     pub fn start(encoder: ImageEncoder, engine: Arc<Engine>, queue: usize) -> Result<Self> {
         let (jobs, receiver) = sync_channel(queue);
+        let counters = Arc::new(Counters::default());
+        let counted = counters.clone();
         let thread = std::thread::Builder::new()
             .name("vision".to_owned())
             .spawn(move || {
                 Worker {
                     encoder,
                     engine,
-                    cache: LruCache::new(CACHE_ENTRIES),
+                    cache: Cache::new(CACHE_BYTES),
+                    counters: counted,
                 }
                 .run(&receiver);
             })
@@ -71,7 +96,17 @@ impl VisionWorker {
             jobs: Some(jobs),
             thread: Some(thread),
             queue,
+            counters,
         })
+    }
+
+    /// What the thread has done.
+    pub fn activity(&self) -> VisionActivity {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        VisionActivity {
+            pictures: count(&self.counters.pictures),
+            readings: count(&self.counters.readings),
+        }
     }
 
     /// Queues a job.
@@ -96,10 +131,63 @@ impl Drop for VisionWorker {
     }
 }
 
+/// Everything of a picture that does not depend on the question.
+#[derive(Clone)]
+enum Seen {
+    /// Where the Q-Former reads the picture alone.
+    SoftPrompt(SoftPrompt),
+    /// The ViT's output, `[patches + 1, vision width]`, where it also reads the
+    /// instruction.
+    Vision(Tensor),
+}
+
+impl Seen {
+    fn bytes(&self) -> usize {
+        match self {
+            Seen::SoftPrompt(rows) => size_of_val(&**rows),
+            Seen::Vision(vision) => vision.elem_count() * vision.dtype().size_in_bytes(),
+        }
+    }
+}
+
+/// The pictures seen last, as many as fit into a number of bytes.
+struct Cache {
+    seen: LruCache<ImageKey, Seen>,
+    bytes: usize,
+    limit: usize,
+}
+
+impl Cache {
+    fn new(limit: usize) -> Self {
+        Self {
+            seen: LruCache::unbounded(),
+            bytes: 0,
+            limit,
+        }
+    }
+
+    fn get(&mut self, key: &ImageKey) -> Option<Seen> {
+        self.seen.get(key).cloned()
+    }
+
+    fn put(&mut self, key: ImageKey, seen: Seen) {
+        self.bytes += seen.bytes();
+        if let Some(replaced) = self.seen.put(key, seen) {
+            self.bytes -= replaced.bytes();
+        }
+        while self.bytes > self.limit
+            && let Some((_, oldest)) = self.seen.pop_lru()
+        {
+            self.bytes -= oldest.bytes();
+        }
+    }
+}
+
 struct Worker {
     encoder: ImageEncoder,
     engine: Arc<Engine>,
-    cache: LruCache<ImageKey, SoftPrompt>,
+    cache: Cache,
+    counters: Arc<Counters>,
 }
 
 /// A job on its way through a batch.
@@ -107,6 +195,8 @@ struct Pending {
     job: Job,
     keys: Vec<ImageKey>,
     timings: Timings,
+    /// Of each picture, none where encoding it failed.
+    soft_prompts: Vec<Option<SoftPrompt>>,
 }
 
 impl Worker {
@@ -127,12 +217,12 @@ impl Worker {
     fn process(&mut self, batch: Vec<Job>) {
         // Encoded in this batch, beside the cache: a batch with more pictures
         // than the cache holds must not lose any.
-        let mut soft_prompts: HashMap<ImageKey, SoftPrompt> = HashMap::new();
+        let mut seen: HashMap<ImageKey, Seen> = HashMap::new();
         let mut new_pixels: Vec<(ImageKey, Tensor)> = Vec::new();
         let mut pending = Vec::with_capacity(batch.len());
         for job in batch {
             let started = Instant::now();
-            match self.prepare(&job.images, &mut soft_prompts, &mut new_pixels) {
+            match self.prepare(&job.images, &mut seen, &mut new_pixels) {
                 Ok(keys) => pending.push(Pending {
                     job,
                     keys,
@@ -140,6 +230,7 @@ impl Worker {
                         preprocess: started.elapsed().as_secs_f64(),
                         ..Timings::default()
                     },
+                    soft_prompts: Vec::new(),
                 }),
                 Err(error) => fail(&job.sequence.events, error),
             }
@@ -147,25 +238,21 @@ impl Worker {
         let fresh: Vec<ImageKey> = new_pixels.iter().map(|(key, _)| *key).collect();
         let started = Instant::now();
         for chunk in new_pixels.chunks(MAX_BATCH) {
-            match self.encode(chunk) {
-                Ok(rows) => soft_prompts.extend(chunk.iter().map(|(key, _)| *key).zip(rows)),
+            match self.see(chunk) {
+                Ok(new) => seen.extend(chunk.iter().map(|(key, _)| *key).zip(new)),
                 Err(error) => tracing::error!(%error, "a batch of pictures could not be encoded"),
             }
         }
+        let read = self.read(&mut pending, &seen);
         let seconds = started.elapsed().as_secs_f64();
-        for Pending {
-            job,
-            keys,
-            mut timings,
-        } in pending
-        {
-            if keys.iter().any(|key| fresh.contains(key)) {
-                timings.vision = seconds;
+        for mut pending in pending {
+            if read || pending.keys.iter().any(|key| fresh.contains(key)) {
+                pending.timings.vision = seconds;
             }
-            self.hand_over(job, &keys, timings, &soft_prompts);
+            self.hand_over(pending);
         }
-        for (key, rows) in soft_prompts {
-            self.cache.put(key, rows);
+        for (key, seen) in seen {
+            self.cache.put(key, seen);
         }
     }
 
@@ -174,19 +261,19 @@ impl Worker {
     fn prepare(
         &mut self,
         images: &[Arc<[u8]>],
-        soft_prompts: &mut HashMap<ImageKey, SoftPrompt>,
+        seen: &mut HashMap<ImageKey, Seen>,
         new_pixels: &mut Vec<(ImageKey, Tensor)>,
     ) -> Result<Vec<ImageKey>> {
         images
             .iter()
             .map(|file| {
                 let key: ImageKey = Sha256::digest(file).into();
-                if soft_prompts.contains_key(&key) || new_pixels.iter().any(|(k, _)| *k == key) {
+                if seen.contains_key(&key) || new_pixels.iter().any(|(k, _)| *k == key) {
                     return Ok(key);
                 }
                 match self.cache.get(&key) {
-                    Some(rows) => {
-                        soft_prompts.insert(key, rows.clone());
+                    Some(known) => {
+                        seen.insert(key, known);
                     }
                     None => new_pixels.push((key, self.encoder.pixels(file)?)),
                 }
@@ -195,28 +282,91 @@ impl Worker {
             .collect()
     }
 
-    fn encode(&self, chunk: &[(ImageKey, Tensor)]) -> Result<Vec<SoftPrompt>> {
+    /// Runs new pictures as far as the question does not matter.
+    fn see(&self, chunk: &[(ImageKey, Tensor)]) -> Result<Vec<Seen>> {
         let pixels: Vec<&Tensor> = chunk.iter().map(|(_, pixels)| pixels).collect();
-        let encoding = self.encoder.forward(&Tensor::stack(&pixels, 0)?)?;
-        (0..chunk.len())
+        let vision = self.encoder.vision(&Tensor::stack(&pixels, 0)?)?;
+        let pictures = chunk.len() as u64;
+        self.counters
+            .pictures
+            .fetch_add(pictures, Ordering::Relaxed);
+        if self.encoder.reads_instruction() {
+            // Copied, so that none keeps the memory of all.
+            return (0..chunk.len())
+                .map(|i| Ok(Seen::Vision(vision.get(i)?.copy()?)))
+                .collect();
+        }
+        let soft_prompts = self.soft_prompts(&vision, &[])?;
+        Ok(soft_prompts.into_iter().map(Seen::SoftPrompt).collect())
+    }
+
+    /// Gives each job the soft prompts of its pictures; where the Q-Former
+    /// reads instructions, this is where it does. Whether it did.
+    fn read(&self, pending: &mut [Pending], seen: &HashMap<ImageKey, Seen>) -> bool {
+        // Place in `pending`, place among its pictures, and what to read.
+        let mut readings: Vec<(usize, usize, &Tensor)> = Vec::new();
+        for (job, pending) in pending.iter_mut().enumerate() {
+            pending.soft_prompts = Vec::with_capacity(pending.keys.len());
+            for (image, key) in pending.keys.iter().enumerate() {
+                pending.soft_prompts.push(match seen.get(key) {
+                    Some(Seen::SoftPrompt(rows)) => Some(rows.clone()),
+                    Some(Seen::Vision(vision)) => {
+                        readings.push((job, image, vision));
+                        None
+                    }
+                    None => None,
+                });
+            }
+        }
+        for chunk in readings.chunks(MAX_BATCH) {
+            let instructions: Vec<&str> = chunk
+                .iter()
+                .map(|(job, image, _)| {
+                    let instructions = &pending[*job].job.instructions;
+                    instructions.get(*image).map_or("", String::as_str)
+                })
+                .collect();
+            let vision: Vec<&Tensor> = chunk.iter().map(|(_, _, vision)| *vision).collect();
+            let read = Tensor::stack(&vision, 0)
+                .map_err(Error::from)
+                .and_then(|vision| self.soft_prompts(&vision, &instructions));
+            match read {
+                Ok(soft_prompts) => {
+                    for ((job, image, _), rows) in chunk.iter().zip(soft_prompts) {
+                        pending[*job].soft_prompts[*image] = Some(rows);
+                    }
+                }
+                Err(error) => tracing::error!(%error, "a batch of pictures could not be read"),
+            }
+        }
+        !readings.is_empty()
+    }
+
+    fn soft_prompts(&self, vision: &Tensor, instructions: &[&str]) -> Result<Vec<SoftPrompt>> {
+        let soft_prompts = self.encoder.soft_prompts(vision, instructions)?;
+        let pictures = soft_prompts.dim(0)?;
+        self.counters
+            .readings
+            .fetch_add(pictures as u64, Ordering::Relaxed);
+        (0..pictures)
             .map(|i| {
-                let rows = encoding.soft_prompt.get(i)?.to_dtype(DType::F32)?;
+                let rows = soft_prompts.get(i)?.to_dtype(DType::F32)?;
                 Ok(rows.flatten_all()?.to_vec1::<f32>()?.into())
             })
             .collect()
     }
 
-    fn hand_over(
-        &self,
-        job: Job,
-        keys: &[ImageKey],
-        timings: Timings,
-        soft_prompts: &HashMap<ImageKey, SoftPrompt>,
-    ) {
+    fn hand_over(&self, pending: Pending) {
+        let Pending {
+            job,
+            timings,
+            soft_prompts,
+            ..
+        } = pending;
         let prompt = job.pieces.into_iter().map(|piece| match piece {
             Piece::Tokens(ids) => Some(PromptPart::Tokens(ids)),
             Piece::Image(index) => {
-                let rows = soft_prompts.get(keys.get(index)?)?;
+                let rows = soft_prompts.get(index)?.as_ref()?;
                 Some(PromptPart::Embeddings(rows.clone()))
             }
         });
@@ -237,4 +387,30 @@ impl Worker {
 /// room; a closed one means that nobody is left to tell.
 fn fail(events: &Sender<Event>, error: Error) {
     let _ = events.try_send(Event::Error(error));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_keeps_what_was_used_last_and_counts_bytes() {
+        let seen = |n: usize| Seen::SoftPrompt(vec![0.0; n].into());
+        let mut cache = Cache::new(100);
+        for key in 0..5 {
+            cache.put([key; 32], seen(5));
+        }
+        assert_eq!(cache.bytes, 100);
+        assert!(cache.get(&[0; 32]).is_some());
+        cache.put([5; 32], seen(6));
+        // Two had to go, and the oldest was in use.
+        assert_eq!((cache.bytes, cache.seen.len()), (84, 4));
+        assert!(cache.get(&[0; 32]).is_some() && cache.get(&[5; 32]).is_some());
+        assert!(cache.get(&[1; 32]).is_none() && cache.get(&[2; 32]).is_none());
+        // An entry in place of itself, and one beyond the whole limit.
+        cache.put([5; 32], seen(6));
+        assert_eq!((cache.bytes, cache.seen.len()), (84, 4));
+        cache.put([6; 32], seen(26));
+        assert_eq!((cache.bytes, cache.seen.len()), (0, 0));
+    }
 }

@@ -117,6 +117,7 @@ fn parse_temperature(text: &str) -> Result<f32, String> {
   qbridge ask demo cat.png \"what is this?\"
   qbridge ask demo cat.png \"is this an animal?\" --json | jq -r .text
   qbridge ask blip2-opt cat.png \"Question: what is this? Answer:\" --raw
+  qbridge ask instructblip 1.png \"what happens?\" --frame 2.png --frame 3.png --frame 4.png
   curl -s https://example.com/cat.png | qbridge ask demo - \"what is this?\"")]
 pub struct AskArgs {
     /// Bundle directory
@@ -125,6 +126,9 @@ pub struct AskArgs {
     pub image: PathBuf,
     /// The question
     pub question: String,
+    /// The next frame of a video, after the picture; may be repeated
+    #[arg(long = "frame", value_name = "FILE")]
+    pub frames: Vec<PathBuf>,
     /// Send the question as it is, without the prompt template
     #[arg(long)]
     pub raw: bool,
@@ -177,13 +181,17 @@ queries [1, queries, Q-Former width], soft_prompt [1, queries, n_embd].
 
 Examples:
   qbridge encode demo cat.png --out cat.safetensors
-  qbridge encode blip2-opt-2.7b/ cat.png --repeat 10 --timings"
+  qbridge encode blip2-opt-2.7b/ cat.png --repeat 10 --timings
+  qbridge encode instructblip cat.png --instruction \"what is this?\" --out cat.safetensors"
 )]
 pub struct EncodeArgs {
     /// Bundle directory, or a checkpoint directory that transformers saved
     pub model: PathBuf,
     /// Picture file, or - for standard input
     pub image: PathBuf,
+    /// What the Q-Former reads beside the picture: for InstructBLIP, and only there
+    #[arg(long, value_name = "TEXT")]
+    pub instruction: Option<String>,
     /// Where to write the tensors
     #[arg(long, required_unless_present = "timings")]
     pub out: Option<PathBuf>,
@@ -204,7 +212,7 @@ pub struct NamingArgs {
     /// Name of the model [default: the output directory's]
     #[arg(long)]
     pub name: Option<String>,
-    /// Prompt layout: blip2, minigpt4, chat-template, or a TOML file [default: blip2]
+    /// Prompt layout: blip2, instructblip, minigpt4, chat-template, or a TOML file [default: the checkpoint's family's]
     #[arg(long)]
     pub layout: Option<String>,
     /// Licence of a part, as PART=NAME; may be repeated

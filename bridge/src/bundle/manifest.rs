@@ -17,6 +17,12 @@ pub const MANIFEST_FILE: &str = "bundle.toml";
 /// The manifest format that this version writes and reads.
 pub const FORMAT: u32 = 1;
 
+/// The family whose Q-Former sees the picture alone.
+pub(crate) const BLIP2: &str = "blip-2";
+
+/// The family whose Q-Former also reads the instruction.
+pub(crate) const INSTRUCT_BLIP: &str = "instructblip";
+
 /// A manifest is small; anything larger is not one.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
@@ -28,7 +34,7 @@ pub struct Manifest {
     pub format: u32,
     /// Name of the model, as `/v1/models` lists it.
     pub name: String,
-    /// Family of the vision side; `blip-2` is the one known so far.
+    /// Family of the vision side: `blip-2` or `instructblip`.
     pub family: String,
     /// Query embeddings, and so soft-prompt rows, for a picture.
     pub num_query_tokens: usize,
@@ -72,6 +78,9 @@ pub struct Files {
     pub vision: FileEntry,
     /// `query_tokens` and `qformer.*`.
     pub qformer: FileEntry,
+    /// The tokenizer of a Q-Former that reads text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qformer_tokenizer: Option<FileEntry>,
     /// `language_projection.*`.
     pub projection: FileEntry,
     /// The language model.
@@ -80,13 +89,18 @@ pub struct Files {
 
 impl Files {
     /// Part names with their entries, in the order of the pipeline.
-    pub fn parts(&self) -> [(&'static str, &FileEntry); 4] {
+    pub fn parts(&self) -> Vec<(&'static str, &FileEntry)> {
+        let tokenizer = self.qformer_tokenizer.as_ref();
         [
-            ("vision", &self.vision),
-            ("qformer", &self.qformer),
-            ("projection", &self.projection),
-            ("llm", &self.llm),
+            Some(("vision", &self.vision)),
+            Some(("qformer", &self.qformer)),
+            tokenizer.map(|entry| ("qformer_tokenizer", entry)),
+            Some(("projection", &self.projection)),
+            Some(("llm", &self.llm)),
         ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 
@@ -150,17 +164,32 @@ impl Manifest {
                 self.format
             ));
         }
-        if self.family != "blip-2" {
+        let reads_text = match self.family.as_str() {
+            BLIP2 => false,
+            INSTRUCT_BLIP => true,
+            family => {
+                return Err(format!(
+                    "family = {family:?} is not known (known: {BLIP2:?}, {INSTRUCT_BLIP:?})"
+                ));
+            }
+        };
+        if self.qformer.use_qformer_text_input != reads_text {
             return Err(format!(
-                "family = {:?} is not known (known: \"blip-2\")",
-                self.family
+                "qformer.use_qformer_text_input = {} does not go with family = {:?}",
+                self.qformer.use_qformer_text_input, self.family
             ));
         }
-        if self.qformer.use_qformer_text_input {
-            return Err(format!(
-                "qformer.use_qformer_text_input = true does not go with family = {:?}",
-                self.family
-            ));
+        if self.files.qformer_tokenizer.is_some() != reads_text {
+            return Err(if reads_text {
+                "files.qformer_tokenizer is missing, through which this family's Q-Former reads the instruction; \
+                 make the bundle again"
+                    .to_owned()
+            } else {
+                format!(
+                    "files.qformer_tokenizer does not go with family = {:?}, whose Q-Former reads no text",
+                    self.family
+                )
+            });
         }
         self.generation.check()?;
         for (part, entry) in self.files.parts() {

@@ -13,8 +13,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use generation::GenerationDefaults;
-pub(crate) use manifest::FORMAT;
+pub(crate) use manifest::{BLIP2, FORMAT, INSTRUCT_BLIP};
 pub use manifest::{FileEntry, Files, MANIFEST_FILE, Manifest, Source};
+use qformer::WordPiece;
 use qformer::checkpoint::Checkpoint;
 use sha2::{Digest, Sha256};
 
@@ -27,6 +28,7 @@ pub struct Bundle {
     dir: PathBuf,
     manifest: Manifest,
     checkpoint: Checkpoint,
+    qformer_tokenizer: Option<WordPiece>,
     llm: GgufInfo,
 }
 
@@ -66,10 +68,15 @@ impl Bundle {
             Ok((tensor.shape.to_vec(), tensor.path.to_owned()))
         };
         check_fit(&manifest, &find, &llm, &llm_path)?;
+        let tokenizer = files.qformer_tokenizer.as_ref();
+        let qformer_tokenizer = tokenizer
+            .map(|entry| WordPiece::open(&dir.join(&entry.path), &manifest.qformer))
+            .transpose()?;
         Ok(Self {
             dir: dir.to_owned(),
             manifest,
             checkpoint,
+            qformer_tokenizer,
             llm,
         })
     }
@@ -87,6 +94,11 @@ impl Bundle {
     /// The tensors of vision, Q-Former and projection, memory-mapped.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// The tokenizer of a Q-Former that reads text.
+    pub fn qformer_tokenizer(&self) -> Option<&WordPiece> {
+        self.qformer_tokenizer.as_ref()
     }
 
     /// What the GGUF's header says.
@@ -176,6 +188,24 @@ pub(crate) fn check_fit(
             format!("{} holds {name} {shape:?}", path.display()),
             format!("{MANIFEST_FILE} says {expected:?}"),
         );
+    }
+    if manifest.qformer.use_qformer_text_input {
+        let name = "qformer.embeddings.word_embeddings.weight";
+        let expected = [manifest.qformer.vocab_size, manifest.qformer.hidden_size];
+        let family = format!(
+            "the Q-Former of family {INSTRUCT_BLIP} reads the instruction through them, {expected:?}"
+        );
+        match find(name) {
+            Ok((shape, _)) if shape == expected => {}
+            Ok((shape, path)) => {
+                let held = format!("{} holds {name} {shape:?}", path.display());
+                return mismatch("word embeddings", held, family);
+            }
+            Err(Error::Vision(qformer::Error::MissingTensor { files, .. })) => {
+                return mismatch("family", format!("{files} holds no {name}"), family);
+            }
+            Err(error) => return Err(error),
+        }
     }
     let name = "language_projection.weight";
     let (shape, path) = find(name)?;

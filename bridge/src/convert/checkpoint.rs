@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use prompts::Layout;
+use qformer::WordPiece;
 use qformer::checkpoint::{Checkpoint, Weight};
 use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
 use qformer::preprocess::Preprocessing;
 
-use crate::bundle::GenerationDefaults;
-use crate::image_encoder::read_preprocessing;
+use crate::bundle::{BLIP2, GenerationDefaults, INSTRUCT_BLIP};
+use crate::image_encoder::{read_preprocessing, read_qformer_tokenizer};
 use crate::{Error, Result};
 
 /// Everything that a checkpoint says of its model, but for the language
@@ -19,6 +20,8 @@ pub(super) struct Source {
     pub num_query_tokens: usize,
     pub vision: VisionConfig,
     pub qformer: QFormerConfig,
+    /// Of a Q-Former that reads text.
+    pub qformer_tokenizer: Option<WordPiece>,
     pub preprocessing: Preprocessing,
     /// The family's own.
     pub layout: Layout,
@@ -51,12 +54,21 @@ impl Source {
 
     fn hugging_face(dir: &Path) -> Result<Self> {
         let config = Blip2Config::read(dir)?;
+        let llm_type = config.text_config.model_type.as_deref();
+        let (family, layout) = match (config.qformer_config.use_qformer_text_input, llm_type) {
+            (false, _) => (BLIP2, Layout::blip2(config.text_config.eos_token_ids())),
+            (true, Some("t5")) => (INSTRUCT_BLIP, Layout::preset("instructblip-t5")?),
+            // Their configs name wrong tokens of begin and end: the
+            // vocabulary's own end of sequence is both.
+            (true, _) => (INSTRUCT_BLIP, Layout::preset("instructblip")?),
+        };
         Ok(Self {
             name: super::base_name(dir),
-            family: "blip-2",
+            family,
             num_query_tokens: config.num_query_tokens,
             preprocessing: read_preprocessing(dir, &config)?,
-            layout: Layout::blip2(config.text_config.eos_token_ids()),
+            layout,
+            qformer_tokenizer: read_qformer_tokenizer(dir, &config)?,
             generation: GenerationDefaults::from_checkpoint(dir)?,
             llm_type: config.text_config.model_type,
             vision: config.vision_config,

@@ -16,6 +16,7 @@ use std::time::UNIX_EPOCH;
 
 use prompts::Layout;
 use qformer::checkpoint::{Weight, WeightType, write_weights};
+use qformer::wordpiece::TOKENIZER_DIR;
 
 use self::checkpoint::Source;
 use self::pair::check_pair;
@@ -95,6 +96,10 @@ impl Conversion {
             files: Files {
                 vision: file("vision.safetensors"),
                 qformer: file("qformer.safetensors"),
+                qformer_tokenizer: source
+                    .qformer_tokenizer
+                    .as_ref()
+                    .map(|_| file("qformer_tokenizer.json")),
                 projection: file("projection.safetensors"),
                 llm: file("llm.gguf"),
             },
@@ -168,6 +173,11 @@ impl Conversion {
                 Ok(())
             })?;
         }
+        if let (Some(entry), Some(tokenizer)) =
+            (&mut files.qformer_tokenizer, &self.source.qformer_tokenizer)
+        {
+            *entry = staging.part(&entry.path, progress, |path| Ok(tokenizer.save(path)?))?;
+        }
         files.llm = staging.part(&files.llm.path, progress, |path| {
             copy(&self.llm, path, progress)
         })?;
@@ -192,9 +202,14 @@ impl Conversion {
         let mut files = vec![self.llm.clone()];
         for path in &self.source.paths {
             if path.is_dir() {
-                let entries = std::fs::read_dir(path).map_err(Error::io(path))?;
-                for entry in entries {
-                    files.push(entry.map_err(Error::io(path))?.path());
+                for dir in [path.clone(), path.join(TOKENIZER_DIR)] {
+                    if !dir.is_dir() {
+                        continue;
+                    }
+                    let entries = std::fs::read_dir(&dir).map_err(Error::io(&dir))?;
+                    for entry in entries {
+                        files.push(entry.map_err(Error::io(&dir))?.path());
+                    }
                 }
             } else {
                 files.push(path.clone());

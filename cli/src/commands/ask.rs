@@ -1,6 +1,7 @@
-//! `qbridge ask`: one picture, one question.
+//! `qbridge ask`: one picture or the frames of a video, one question.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -8,6 +9,7 @@ use bridge::ErrorKind;
 use bridge::event::{FinishReason, Timings, Usage};
 use bridge::model::{Prompt, Request};
 use prompts::{Message, Part, Role};
+use qformer::image::{ImageLimits, decode};
 use serde::Serialize;
 
 use super::{collect, open_model, print_json, sampling};
@@ -26,19 +28,29 @@ struct Output<'a> {
 
 /// Runs the command.
 pub fn run(args: &AskArgs) -> Result<ExitCode> {
-    let image = read_image(&args.image)?;
+    let paths: Vec<&Path> = std::iter::once(&args.image)
+        .chain(&args.frames)
+        .map(PathBuf::as_path)
+        .collect();
+    let images = paths
+        .iter()
+        .map(|path| read_image(path))
+        .collect::<Result<Vec<_>>>()?;
     let model = open_model(&args.bundle, &args.engine, &args.generation, 1)?;
     let prompt = if args.raw {
         Prompt::Raw(args.question.clone())
     } else {
         Prompt::Chat(vec![Message {
             role: Role::User,
-            parts: vec![Part::Image(0), Part::Text(args.question.clone())],
+            parts: (0..images.len())
+                .map(Part::Image)
+                .chain([Part::Text(args.question.clone())])
+                .collect(),
         }])
     };
     let mut events = model.submit(Request {
         prompt,
-        images: vec![image],
+        images: images.clone(),
         max_tokens: args.generation.max_tokens.map(|n| n as usize),
         sampling: sampling(&args.generation, model.default_sampling()),
         stop: Vec::new(),
@@ -53,7 +65,13 @@ pub fn run(args: &AskArgs) -> Result<ExitCode> {
     });
     let answer = match answer {
         Err(error) if concerns_image(&error) => {
-            return Err(error).with_context(|| args.image.display().to_string());
+            let is_at_fault = |file: &[u8]| decode(file, &ImageLimits::default()).is_err();
+            let found = paths
+                .iter()
+                .zip(&images)
+                .find(|(_, file)| is_at_fault(file));
+            let path = found.map_or(args.image.as_path(), |(path, _)| path);
+            return Err(error).with_context(|| path.display().to_string());
         }
         answer => answer?,
     };

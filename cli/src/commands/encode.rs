@@ -36,7 +36,7 @@ pub fn run(args: &EncodeArgs) -> Result<ExitCode> {
             .unsqueeze(0)
             .map_err(bridge::Error::from)?;
         let preprocess = started.elapsed().as_secs_f64();
-        let encoding = encoder.forward(&pixels)?;
+        let encoding = encoder.forward(&pixels, args.instruction.as_deref().as_slice())?;
         let seconds = started.elapsed().as_secs_f64();
         if args.timings {
             spinner.suspend(|| {

@@ -34,6 +34,13 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
         qformer.num_attention_heads,
         qformer.cross_attention_frequency
     )?;
+    if qformer.use_qformer_text_input {
+        writeln!(
+            out,
+            "              reads the instruction, {} tokens of {} at most",
+            qformer.max_position_embeddings, qformer.vocab_size
+        )?;
+    }
     writeln!(
         out,
         "  projection  {} to {}",
