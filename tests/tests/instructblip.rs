@@ -328,7 +328,7 @@ fn captions_are_answers_to_the_caption_prompt() {
 }
 
 #[test]
-fn the_server_answers_about_frames_as_the_program_does() {
+fn the_server_takes_frames_and_counts_their_rows() {
     use base64::Engine;
     let dir = tempfile::tempdir().unwrap();
     let bundle = bundle(dir.path());
