@@ -162,8 +162,8 @@ class Asking:
 
 
 MENU: dict[str, list[tuple[Asker, float]]] = {
-    "single": [(Asking.what, 5), (Asking.is_kind, 3), (Asking.is_there, 3), (Asking.how_many, 1), (Asking.category, 0.7)],
-    "pair": [(Asking.what_side, 4), (Asking.which_side, 3), (Asking.is_there, 1.5), (Asking.what, 0.7), (Asking.how_many, 1)],
-    "group": [(Asking.how_many, 4), (Asking.is_there, 2), (Asking.how_many_of, 1)],
+    "single": [(Asking.what, 3), (Asking.is_there, 4), (Asking.is_kind, 2.5), (Asking.how_many, 1), (Asking.category, 0.5)],
+    "pair": [(Asking.what_side, 3), (Asking.which_side, 4), (Asking.is_there, 2), (Asking.what, 0.5), (Asking.how_many, 0.5)],
+    "group": [(Asking.how_many, 3), (Asking.is_there, 2), (Asking.how_many_of, 0.7)],
 }
 """What is asked of each layout, and how often."""

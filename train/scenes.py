@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 SIDE = 224
 WHITE = (255, 255, 255)
@@ -40,6 +40,9 @@ class Scene:
     colour: float = 1.0
     brightness: float = 1.0
     contrast: float = 1.0
+    hue: float = 0.0
+    tones: int = 256
+    blur: float = 0.0
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -79,6 +82,14 @@ def draw(scene: Scene, drawings: Path) -> Image.Image:
     ):
         if factor != 1.0:
             canvas = enhance(canvas).enhance(factor)
+    if scene.hue:
+        hue, saturation, value = canvas.convert("HSV").split()
+        turned = hue.point(lambda h: (h + round(256 * scene.hue)) % 256)
+        canvas = Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+    if scene.tones < 256:
+        canvas = ImageOps.posterize(canvas.filter(ImageFilter.MedianFilter(3)), scene.tones.bit_length() - 1)
+    if scene.blur:
+        canvas = canvas.filter(ImageFilter.GaussianBlur(scene.blur))
     return canvas
 
 
@@ -100,9 +111,17 @@ def _ground(rng: random.Random) -> tuple[int, int, int]:
 
 
 def _jitter(rng: random.Random) -> dict:
-    if rng.random() < 0.4:
+    """Changes that make one drawing look like another artist's: colours, fewer tones, softer edges."""
+    if rng.random() < 0.3:
         return {}
-    return {"colour": rng.uniform(0.5, 1.4), "brightness": rng.uniform(0.8, 1.15), "contrast": rng.uniform(0.8, 1.2)}
+    changes = {"colour": rng.uniform(0.4, 1.6), "brightness": rng.uniform(0.75, 1.15), "contrast": rng.uniform(0.75, 1.3)}
+    if rng.random() < 0.4:
+        changes["hue"] = rng.uniform(-0.07, 0.07)
+    if rng.random() < 0.3:
+        changes["tones"] = rng.choice((4, 8, 16))
+    elif rng.random() < 0.25:
+        changes["blur"] = rng.uniform(0.4, 1.6)
+    return changes
 
 
 def _item(rng: random.Random, name: str, file: str, x: float, y: float, size: float) -> Item:

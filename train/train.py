@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Train the demo's bridge in two stages, as BLIP-2 does.
+"""Train the demo's bridge in three stages.
 
     python train/train.py --data DATA --checkpoint CHECKPOINT --out RUN
 
-Stage 1 teaches the Q-Former, without the language model, to spell what it sees in token
-embeddings (slots.py). Stage 2 sends several questions about each picture through the frozen
-language model and trains on its loss for the answers; the slots go on at a small weight, with
-more pictures than the model is asked about.
+Stage 1 has no pictures: it looks for rows, made from the truth about a scene, that the frozen
+language model can answer questions from (rows.py). Stage 2 has no language model: it teaches the
+Q-Former to write those rows from a picture. Stage 3 is BLIP-2's second: picture, Q-Former,
+projection, frozen language model, and the loss of its answers; stage 2's loss goes on beside it,
+with more pictures than the model is asked about.
 The last weights, averaged over steps, are written to RUN/bridge.safetensors.
 
 How long a stage runs is given in minutes, and the learning rate follows the share of them used,
@@ -15,6 +16,7 @@ was stopped goes on from there. On a CPU there is one single-threaded process pe
 """
 
 import argparse
+import itertools
 import math
 import random
 import time
@@ -28,16 +30,22 @@ from torch import Tensor, multiprocessing, nn
 
 from data import read_names
 from features import feature_file, read_scenes
-from model import Bridge, LanguageModel
-from questions import Asking
+from model import END, Bridge, LanguageModel
+from questions import NUMBERS, Asking, Question
+from rows import AlignLoss, TargetRows
 from scenes import Scene
-from slots import SlotLoss
 
-QUESTIONS_PER_PICTURE = 6
-SLOT_WEIGHT_IN_STAGE_2 = 2.0
+QUESTIONS_PER_PICTURE = 8
+ALIGN_WEIGHT_IN_STAGE_3 = 0.5
+EXACT_SHARE_OF_STAGE_1 = 0.5
+"""Stage 1 begins with exact rows and goes on with noisy ones."""
 AVERAGING = 0.99
 REPORT_SECONDS, SAVE_SECONDS = 40, 120
-STAGES = {1: {"batch": 64, "asked": 0, "rate": 1e-3}, 2: {"batch": 32, "asked": 8, "rate": 4e-4}}
+STAGES = {
+    1: {"batch": 10, "asked": 10, "rate": 2e-3},
+    2: {"batch": 64, "asked": 0, "rate": 1e-3},
+    3: {"batch": 32, "asked": 10, "rate": 4e-4},
+}
 """Pictures of a step, how many of them go through the language model, and the highest learning rate."""
 PLAIN_SHARE = 0.15
 """Share of a batch that comes from the plain drawings rather than from the parts."""
@@ -52,6 +60,7 @@ class Options:
     out: Path
     stage1_minutes: float
     stage2_minutes: float
+    stage3_minutes: float
     batch_scale: int
     without_style: str | None
     device: str
@@ -81,13 +90,20 @@ class Pictures:
         features = np.stack([self.features[folder][row] for folder, row in places])
         return torch.from_numpy(features).float(), [self.scenes[folder][row] for folder, row in places]
 
-    def batch(self, count: int) -> tuple[Tensor, list[Scene]]:
-        """A random batch; a random share of the patches is left out, and noise is added."""
+    def _places(self, count: int) -> list[tuple[int, int]]:
         plain = self.generator.binomial(count, PLAIN_SHARE)
         places = [self.plain[n] for n in self.generator.integers(len(self.plain), size=plain)]
         places += [self.parts[n] for n in self.generator.integers(len(self.parts), size=count - plain)]
         self.generator.shuffle(places)
-        features, scenes = self.get(places)
+        return [tuple(place) for place in places]
+
+    def random_scenes(self, count: int) -> list[Scene]:
+        """The scenes of a random batch, without features."""
+        return [self.scenes[folder][row] for folder, row in self._places(count)]
+
+    def batch(self, count: int) -> tuple[Tensor, list[Scene]]:
+        """A random batch; a random share of the patches is left out, and noise is added."""
+        features, scenes = self.get(self._places(count))
         patches = features.shape[1] - 1
         kept = int(patches * self.generator.uniform(0.3, 0.9))
         order = torch.rand(count, patches).argsort(1)[:, :kept] + 1
@@ -124,7 +140,7 @@ class Trainer:
         self.bridge = Bridge(self.language_model.embeddings.shape[1])
         self.bridge.match_scale(self.language_model.embeddings.float())
         self.bridge.to(self.device)
-        self.slots = SlotLoss(names, self.language_model)
+        self.rows = TargetRows(names, taken_for, self.language_model)
         self._fit_features()
         self.averaged = {name: tensor.detach().clone() for name, tensor in self.bridge.state_dict().items()}
         self.stage, self.used_minutes, self.step = 1, 0.0, 0
@@ -132,7 +148,8 @@ class Trainer:
         self._load()
         torch.manual_seed(1 + rank + self.step)
         self.pictures = Pictures(options, {name.text for name in names}, np.random.default_rng([rank, self.step]))
-        self.asking = Asking(names, taken_for, random.Random(rank * 1000 + self.step))
+        self.random = random.Random(rank * 1000 + self.step)
+        self.asking = Asking(names, taken_for, self.random)
         self.tally = Tally()
 
     @torch.no_grad()
@@ -141,23 +158,29 @@ class Trainer:
         features = feature_file(plain, len(read_scenes(plain)), "r")[::8]
         self.bridge.vision_model.post_layernorm.fit(torch.from_numpy(features.astype(np.float32)).to(self.device))
 
+    def _trained(self) -> list[nn.Parameter]:
+        """What the stage that runs trains."""
+        module = self.rows if self.stage == 1 else self.bridge
+        return [p for p in module.parameters() if p.requires_grad]
+
     def _optimizer(self) -> torch.optim.Optimizer:
-        trained = [p for p in self.bridge.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim == 2]
-        others = [p for p in trained if p.ndim != 2]
+        trained = self._trained()
+        decayed = [p for p in trained if p.ndim == 2 and self.stage > 1]
+        others = [p for p in trained if p.ndim != 2 or self.stage == 1]
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
 
     def minutes(self) -> float:
         """The length of the stage that runs."""
-        return self.options.stage1_minutes if self.stage == 1 else self.options.stage2_minutes
+        options = self.options
+        return (options.stage1_minutes, options.stage2_minutes, options.stage3_minutes)[self.stage - 1]
 
     def run(self) -> None:
         self.bridge.train()
         while self.stage in STAGES:
             if self.minutes() > 0:
                 self._run_stage()
-            self.stage, self.used_minutes = self.stage + 1, 0.0
+            self.stage, self.used_minutes, self.step = self.stage + 1, 0.0, 0
             self.optimizer = self._optimizer()
             self._save()
         if self.rank == 0:
@@ -165,6 +188,8 @@ class Trainer:
             self.bridge.save(self.options.out / "bridge.safetensors")
 
     def _run_stage(self) -> None:
+        if self.stage > 1:
+            self.align = AlignLoss(self.rows)
         start = time.monotonic() - 60 * self.used_minutes
         reported = saved = time.monotonic()
         pictures = 0
@@ -187,22 +212,26 @@ class Trainer:
     def _one_step(self, batch: int, asked: int, rate: float, share: float) -> float:
         """One update on `batch` pictures, the first `asked` of them through the language model;
         returns the share of the stage used, the mean over the processes."""
-        features, scenes = self.pictures.batch(batch)
-        features = features.to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            soft = self.bridge(features)
-        slot_loss = self.slots(soft, scenes)
-        if not asked:
-            loss = slot_loss
-            self.tally.add(**self.slots.parts)
+        if self.stage == 1:
+            scenes = self.pictures.random_scenes(batch)
+            soft = self.rows(scenes, self.random if share > EXACT_SHARE_OF_STAGE_1 else None)
+            loss = 0.0
         else:
+            features, scenes = self.pictures.batch(batch)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                soft = self.bridge(features.to(self.device))
+            align_loss, parts = self.align(soft, scenes)
+            self.tally.add(**parts)
+            loss = align_loss if self.stage == 2 else ALIGN_WEIGHT_IN_STAGE_3 * align_loss
+        if asked:
             questions = [self.asking.questions(scene, QUESTIONS_PER_PICTURE) for scene in scenes[:asked]]
-            answer_loss, right = self.language_model.loss(soft[:asked], self.language_model.pack(questions))
-            loss = answer_loss + SLOT_WEIGHT_IN_STAGE_2 * slot_loss
-            self.tally.add(answers=answer_loss.item(), tokens_right=right.float().mean().item(), **self.slots.parts)
+            answer_loss, likeliest = self.language_model.loss(soft[:asked], self.language_model.pack(questions))
+            self._tally_answers(questions, likeliest)
+            loss = loss + answer_loss
+            self.tally.add(answers=answer_loss.item())
         loss.backward()
         share = self._average_gradients(share)
-        norm = nn.utils.clip_grad_norm_(self.bridge.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self._trained(), 1.0)
         self.tally.add(gradient=norm.item())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -210,15 +239,25 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step += 1
         keep = min(AVERAGING, 1 - 1 / self.step)
-        for name, tensor in self.bridge.state_dict().items():
-            self.averaged[name].lerp_(tensor.detach(), 1 - keep)
+        if self.stage > 1:
+            for name, tensor in self.bridge.state_dict().items():
+                self.averaged[name].lerp_(tensor.detach(), 1 - keep)
         return share
+
+    def _tally_answers(self, questions: list[list[Question]], likeliest: Tensor) -> None:
+        """Count the answers of which every token was the likeliest, by kind of answer."""
+        start, right = 0, likeliest.tolist()
+        for _, answer in itertools.chain.from_iterable(questions):
+            end = start + len(self.language_model.encode(answer + END))
+            kind = {"yes": "yes/no", "no": "yes/no", "left": "side", "right": "side"}.get(answer, "name")
+            self.tally.add(**{"number" if answer in NUMBERS else kind: float(all(right[start:end]))})
+            start = end
 
     def _average_gradients(self, share: float) -> float:
         """Average gradients over the processes, and with them the clock, so that all take the same steps."""
         if self.processes == 1:
             return share
-        gradients = [p.grad for p in self.bridge.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._trained() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([share])])
         dist.all_reduce(flat)
         flat /= self.processes
@@ -230,8 +269,8 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> str:
-        """With --without-style: how often the first slot spells the right name, on that style's drawings."""
-        if not self.pictures.validation:
+        """With --without-style: how often the first slot holds the right name, on that style's drawings."""
+        if self.stage == 1 or not self.pictures.validation:
             return ""
         self.bridge.eval()
         right = 0
@@ -239,8 +278,8 @@ class Trainer:
             features, scenes = self.pictures.get(self.pictures.validation[start : start + 64])
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 soft = self.bridge(features.to(self.device))
-            found = self.slots.name_logits(self.slots.token_logits(soft))[:, 0].argmax(1).tolist()
-            right += sum(self.slots.names[n] == scene.items[0].name for n, scene in zip(found, scenes))
+            found = self.align.name_logits(soft, [1] * len(scenes))[:, 0].argmax(1).tolist()
+            right += sum(self.rows.number[scene.items[0].name] == n for n, scene in zip(found, scenes))
         self.bridge.train()
         return f" | left-out style {right / len(self.pictures.validation):.3f}"
 
@@ -250,6 +289,7 @@ class Trainer:
         state = {
             "bridge": self.bridge.state_dict(),
             "averaged": self.averaged,
+            "rows": self.rows.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "stage": self.stage,
             "used_minutes": self.used_minutes,
@@ -266,8 +306,10 @@ class Trainer:
         state = torch.load(path, map_location=self.device)
         self.bridge.load_state_dict(state["bridge"])
         self.averaged = state["averaged"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.rows.load_state_dict(state["rows"])
         self.stage, self.used_minutes, self.step = state["stage"], state["used_minutes"], state["step"]
+        self.optimizer = self._optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def work(rank: int, processes: int, options: Options) -> None:
@@ -285,8 +327,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="what data.py made")
     parser.add_argument("--checkpoint", type=Path, required=True, help="what demo/make_checkpoint.py wrote: its GGUF is used")
     parser.add_argument("--out", type=Path, required=True, help="directory for the state and the weights")
-    parser.add_argument("--stage1-minutes", type=float, default=15)
-    parser.add_argument("--stage2-minutes", type=float, default=60)
+    parser.add_argument("--stage1-minutes", type=float, default=20)
+    parser.add_argument("--stage2-minutes", type=float, default=30)
+    parser.add_argument("--stage3-minutes", type=float, default=60)
     parser.add_argument("--batch-scale", type=int, default=1, help="multiply the batches, for a GPU")
     parser.add_argument("--without-style", help="leave this training style out and report on it, to choose settings by")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
