@@ -28,6 +28,9 @@ THING_ROWS = NAME_ROWS + 1
 PADDING = ","
 KIND_WORDS = {"other": "thing"}
 SHARPNESS = 20.0
+ROW_WEIGHT = 4.0
+ROW_TOLERANCE = 0.3
+"""Error of a row that never varies that is not worth much, in deviations of a token embedding's values."""
 NOISE = 0.3
 """Deviation of the noise on stage 1's rows, in deviations of a token embedding's values."""
 
@@ -98,12 +101,16 @@ class AlignLoss:
     """Stage 2's loss: the Q-Former's rows against the target rows, which stay as they are."""
 
     @torch.no_grad()
-    def __init__(self, target: TargetRows):
+    def __init__(self, target: TargetRows, scenes: list[Scene]):
+        """`scenes` are typical ones, to measure how much each row varies."""
         self.target = target
         self.things = target.things().flatten(1)
         self.centre = self.things.mean(0)
         self.directions = F.normalize(self.things - self.centre, dim=1)
-        self.variance = (self.things - self.centre).square().mean()
+        # The model reads small differences in rows that vary little or not at all, so a row's
+        # error counts by its own variance.
+        variance = target(scenes).var(0).mean(1)
+        self.row_weights = 1 / (variance + (ROW_TOLERANCE * target.scale) ** 2)
 
     def name_logits(self, soft: Tensor, counts: list[int]) -> Tensor:
         """Soft rows [batch, QUERIES, width] and things in each picture to [batch, SLOTS, names]: how
@@ -114,8 +121,8 @@ class AlignLoss:
         return SHARPNESS * F.normalize(found, dim=2) @ self.directions.T
 
     def __call__(self, soft: Tensor, scenes: list[Scene]) -> tuple[Tensor, dict[str, float]]:
-        """The loss, and its parts: cross-entropy of the slots' names, and squared distance of all
-        rows from their targets in units of the names' variance.
+        """The loss, and its parts: cross-entropy of the slots' names, and squared distance of the
+        rows from their targets, in units of each row's variance.
 
         The order of a group's things is the one that suits best."""
         numbers = [[self.target.number[name] for name in scene.names] for scene in scenes]
@@ -129,14 +136,11 @@ class AlignLoss:
         things = self.things.unflatten(1, (THING_ROWS, -1))
         with torch.no_grad():
             wanted = self.target.assemble([things[n] for n in numbers])
-        row_loss = F.mse_loss(soft.float(), wanted) / self.variance
-        return name_loss + ROW_WEIGHT * row_loss, {"name": name_loss.item(), "row": row_loss.item()}
+        row_loss = ((soft.float() - wanted).square().mean((0, 2)) * self.row_weights).mean()
+        return name_loss + ROW_WEIGHT * row_loss, {"slot_loss": name_loss.item(), "row_loss": row_loss.item()}
 
     @staticmethod
     def _best_order(scores: Tensor, numbers: list[int]) -> list[int]:
         orders = list(set(itertools.permutations(numbers)))
         totals = torch.stack([scores[range(len(order)), order].sum() for order in orders])
         return list(orders[totals.argmax().item()])
-
-
-ROW_WEIGHT = 2.0

@@ -36,7 +36,7 @@ from rows import AlignLoss, TargetRows
 from scenes import Scene
 
 QUESTIONS_PER_PICTURE = 8
-ALIGN_WEIGHT_IN_STAGE_3 = 0.5
+ALIGN_WEIGHT_IN_STAGE_3 = 1.0
 EXACT_SHARE_OF_STAGE_1 = 0.5
 """Stage 1 begins with exact rows and goes on with noisy ones."""
 AVERAGING = 0.99
@@ -44,7 +44,7 @@ REPORT_SECONDS, SAVE_SECONDS = 40, 120
 STAGES = {
     1: {"batch": 10, "asked": 10, "rate": 2e-3},
     2: {"batch": 64, "asked": 0, "rate": 1e-3},
-    3: {"batch": 32, "asked": 10, "rate": 4e-4},
+    3: {"batch": 32, "asked": 10, "rate": 2e-4},
 }
 """Pictures of a step, how many of them go through the language model, and the highest learning rate."""
 PLAIN_SHARE = 0.15
@@ -105,7 +105,7 @@ class Pictures:
         """A random batch; a random share of the patches is left out, and noise is added."""
         features, scenes = self.get(self._places(count))
         patches = features.shape[1] - 1
-        kept = int(patches * self.generator.uniform(0.3, 0.9))
+        kept = int(patches * self.generator.uniform(0.5, 1.0))
         order = torch.rand(count, patches).argsort(1)[:, :kept] + 1
         order = torch.cat([torch.zeros(count, 1, dtype=torch.long), order], 1)
         features = features.gather(1, order[:, :, None].expand(-1, -1, features.shape[2]))
@@ -137,7 +137,7 @@ class Trainer:
         names, taken_for = read_names(options.data)
         torch.manual_seed(0)
         self.language_model = LanguageModel(options.checkpoint, self.device, torch.bfloat16)
-        self.bridge = Bridge(self.language_model.embeddings.shape[1])
+        self.bridge = Bridge(self.language_model.embeddings.shape[1], dropout=0.0)
         self.bridge.match_scale(self.language_model.embeddings.float())
         self.bridge.to(self.device)
         self.rows = TargetRows(names, taken_for, self.language_model)
@@ -189,7 +189,7 @@ class Trainer:
 
     def _run_stage(self) -> None:
         if self.stage > 1:
-            self.align = AlignLoss(self.rows)
+            self.align = AlignLoss(self.rows, self.pictures.random_scenes(500))
         start = time.monotonic() - 60 * self.used_minutes
         reported = saved = time.monotonic()
         pictures = 0
@@ -327,9 +327,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="what data.py made")
     parser.add_argument("--checkpoint", type=Path, required=True, help="what demo/make_checkpoint.py wrote: its GGUF is used")
     parser.add_argument("--out", type=Path, required=True, help="directory for the state and the weights")
-    parser.add_argument("--stage1-minutes", type=float, default=20)
-    parser.add_argument("--stage2-minutes", type=float, default=30)
-    parser.add_argument("--stage3-minutes", type=float, default=60)
+    parser.add_argument("--stage1-minutes", type=float, default=18)
+    parser.add_argument("--stage2-minutes", type=float, default=45)
+    parser.add_argument("--stage3-minutes", type=float, default=40)
     parser.add_argument("--batch-scale", type=int, default=1, help="multiply the batches, for a GPU")
     parser.add_argument("--without-style", help="leave this training style out and report on it, to choose settings by")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
