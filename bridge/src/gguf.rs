@@ -37,6 +37,10 @@ pub struct GgufInfo {
     pub chat_template: Option<String>,
     /// Tokenizer family (`tokenizer.ggml.model`), such as `llama` or `gpt2`.
     pub tokenizer: Option<String>,
+    /// `tokenizer.ggml.bos_token_id`.
+    pub bos: Option<i32>,
+    /// `tokenizer.ggml.eos_token_id`.
+    pub eos: Option<i32>,
     /// `general.file_type`: the number of llama.cpp's `llama_ftype`.
     pub file_type: Option<u32>,
     /// Parts that the model is split into (`split.count`), 1 for a single file.
@@ -189,6 +193,12 @@ impl<R: Read + Seek> Header<R> {
                 ("tokenizer.chat_template", Value::Text(text)) => info.chat_template = Some(text),
                 ("tokenizer.ggml.model", Value::Text(text)) => info.tokenizer = Some(text),
                 ("tokenizer.ggml.tokens", Value::ArrayOf(n)) => n_tokens = n,
+                ("tokenizer.ggml.bos_token_id", Value::Unsigned(n)) => {
+                    info.bos = i32::try_from(n).ok();
+                }
+                ("tokenizer.ggml.eos_token_id", Value::Unsigned(n)) => {
+                    info.eos = i32::try_from(n).ok();
+                }
                 (key, Value::Unsigned(n)) => {
                     if let Some(name) = key.strip_suffix(".embedding_length") {
                         embedding_length.push((name.to_owned(), n));

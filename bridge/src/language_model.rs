@@ -213,7 +213,7 @@ impl LanguageModel {
 
     /// Whether `id` ends an answer: end of text, end of turn, and their like.
     pub fn is_end_of_generation(&self, id: i32) -> bool {
-        self.contains(id) && self.raw.vocab().is_eog(LlamaToken(id))
+        self.has_tokenizer && self.contains(id) && self.raw.vocab().is_eog(LlamaToken(id))
     }
 
     /// All tokens that end an answer, ascending.
@@ -231,14 +231,22 @@ impl LanguageModel {
         self.decoder_start
     }
 
-    /// The token that begins a text, where the model has one.
+    /// The token that begins a text, where the model has one. For OPT that is `</s>`
+    /// (2).
     pub fn bos(&self) -> Option<i32> {
-        Some(self.raw.vocab().bos().0).filter(|&id| self.contains(id))
+        self.named(self.info.bos, self.raw.vocab().bos())
     }
 
     /// The token that ends a text, where the model has one.
     pub fn eos(&self) -> Option<i32> {
-        Some(self.raw.vocab().eos().0).filter(|&id| self.contains(id))
+        self.named(self.info.eos, self.raw.vocab().eos())
+    }
+
+    /// For a GPT-2 vocabulary that names no token llama.cpp takes id 11, whatever that
+    /// is there.
+    fn named(&self, in_header: Option<i32>, token: LlamaToken) -> Option<i32> {
+        let is_guess = in_header.is_none() && self.info.tokenizer.as_deref() == Some("gpt2");
+        Some(token.0).filter(|&id| !is_guess && self.contains(id))
     }
 
     /// Whether the model wants [`LanguageModel::bos`] at the start of a text
@@ -249,7 +257,7 @@ impl LanguageModel {
 
     /// How a token is written in a chat template, such as `<|im_end|>`.
     pub fn token_text(&self, id: i32) -> Option<String> {
-        if !self.contains(id) {
+        if !self.has_tokenizer || !self.contains(id) {
             return None;
         }
         let vocab = self.raw.vocab();
@@ -290,6 +298,9 @@ impl LanguageModel {
     }
 
     fn find_special_token_texts(&self) -> Vec<String> {
+        if !self.has_tokenizer {
+            return Vec::new();
+        }
         let vocab = self.raw.vocab();
         vocab
             .tokens()
@@ -332,10 +343,65 @@ impl std::fmt::Debug for LanguageModel {
 mod tests {
     use super::*;
 
+    fn golden() -> Vec<u8> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llm/llm.gguf");
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn begin_and_end_are_what_the_file_names() {
+        let mut bytes = golden();
+        for key in ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"] {
+            let at = bytes
+                .windows(key.len())
+                .position(|window| window == key.as_bytes())
+                .unwrap();
+            bytes[at + key.len() - 1] = b'x';
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), golden()).unwrap();
+        let model = LanguageModel::load(file.path()).unwrap();
+        assert_eq!((model.bos(), model.eos()), (Some(0), Some(1)));
+        std::fs::write(file.path(), bytes).unwrap();
+        let model = LanguageModel::load(file.path()).unwrap();
+        assert_eq!((model.bos(), model.eos()), (None, None));
+    }
+
+    #[test]
+    fn a_model_without_a_tokenizer_is_no_reason_to_abort() {
+        fn set_text(bytes: &mut Vec<u8>, key: &str, text: &str) {
+            let at = bytes
+                .windows(key.len())
+                .position(|window| window == key.as_bytes())
+                .unwrap();
+            // The value's type, its length, itself.
+            let at = at + key.len() + 4;
+            let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+            let value = [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+            bytes.splice(at..at + 8 + length, value);
+        }
+        let mut bytes = golden();
+        let length = bytes.len();
+        set_text(&mut bytes, "tokenizer.ggml.model", "no_vocab");
+        // The weights must stay aligned to 32 bytes.
+        set_text(&mut bytes, "general.name", &"x".repeat(14 + 28));
+        assert_eq!(bytes.len(), length + 32);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let model = LanguageModel::load(file.path()).unwrap();
+        assert_eq!(model.n_vocab(), 320);
+        assert!(model.end_of_generation().is_empty() && !model.is_end_of_generation(1));
+        assert!(model.special_token_texts().is_empty());
+        assert_eq!(
+            (model.token_text(1), model.bos_text()),
+            (None, String::new())
+        );
+        assert!(model.tokenize("a", false).is_err());
+    }
+
     #[test]
     fn what_llama_cpp_says_reaches_the_user() {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/llm/llm.gguf");
-        let mut bytes = std::fs::read(golden).unwrap();
+        let mut bytes = golden();
         // An architecture of the same length that llama.cpp has never heard of, in
         // the value and in the keys.
         for at in 0..4000 {

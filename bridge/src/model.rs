@@ -171,7 +171,8 @@ impl Model {
     /// fit the context, or the queue is full. A picture at fault is told by
     /// the first event.
     pub fn submit(&self, request: Request) -> Result<Receiver<Event>> {
-        request.sampling.validate()?;
+        // Before the pictures are encoded in vain.
+        self.engine.check_sampling(&request.sampling)?;
         let segments = self.render(&request)?;
         let instructions = self.instructions(&request);
         let pieces = tokenize(segments, &self.language_model)?;

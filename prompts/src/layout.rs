@@ -7,10 +7,11 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The names [`Layout::preset`] knows.
-pub const PRESETS: [&str; 6] = [
+pub const PRESETS: [&str; 7] = [
     "chat-template",
     "blip2",
     "blip2-opt",
+    "blip2-t5",
     "instructblip",
     "instructblip-t5",
     "minigpt4",
@@ -56,6 +57,7 @@ impl Layout {
     ///   (`Question: {} Answer: {}. Question: {} Answer:`); a lone picture is captioned from `[queries][BOS]`.
     ///   Answers end at a line break, whatever the language model.
     /// - `blip2-opt`: the same for OPT, whose answers end at its token of a line break (50118).
+    /// - `blip2-t5`: `[queries]Question: {} Short answer:[EOS]`, for an encoder; a lone picture is `[queries][EOS]`.
     /// - `instructblip`: `[queries][EOS]{}`, the instruction as it is; several pictures are the frames of a video. The
     ///   token before the text is the vocabulary's end of sequence: InstructBLIP's Vicuna was given `</s>` (2) as its BOS,
     ///   and answers far worse behind `<s>`.
@@ -66,6 +68,7 @@ impl Layout {
             "chat-template" => Ok(Layout::ChatTemplate(ChatTemplateLayout::default())),
             "blip2" => Ok(Layout::Turns(TurnsLayout::blip2())),
             "blip2-opt" => Ok(Layout::blip2(vec![50118])),
+            "blip2-t5" => Ok(Layout::Turns(TurnsLayout::blip2_t5())),
             "instructblip" => Ok(Layout::Turns(TurnsLayout::instructblip())),
             "instructblip-t5" => Ok(Layout::Turns(TurnsLayout::instructblip_t5())),
             "minigpt4" => Ok(Layout::Turns(TurnsLayout::minigpt4())),

@@ -68,6 +68,17 @@ impl TurnsLayout {
         }
     }
 
+    /// BLIP-2 with T5: paper section 4.2 and LAVIS `blip2_t5.py`; an encoder reads the prompt, so nothing begins it.
+    pub(crate) fn blip2_t5() -> TurnsLayout {
+        TurnsLayout {
+            stop: Vec::new(),
+            bos: false,
+            eos: true,
+            user_suffix: " Short answer:".into(),
+            ..TurnsLayout::blip2()
+        }
+    }
+
     /// InstructBLIP with a decoder: LAVIS `blip2_vicuna_instruct.py` and the prompts of `projects/instructblip`. The family
     /// was trained on single turns; earlier ones are joined by line breaks.
     pub(crate) fn instructblip() -> TurnsLayout {

@@ -183,6 +183,22 @@ fn instructblip_reads_the_bare_instruction_behind_eos() {
 }
 
 #[test]
+fn blip2_with_t5_ends_with_eos() {
+    let question = [user(&["IMAGE", "what is this?"])];
+    let text = Segment::text("Question: what is this? Short answer:");
+    assert_eq!(
+        render("blip2-t5", &question).unwrap(),
+        [Segment::Image(0), text, EOS]
+    );
+    assert_eq!(
+        render("blip2-t5", &[user(&["IMAGE"])]).unwrap(),
+        [Segment::Image(0), EOS]
+    );
+    let layout = Layout::preset("blip2-t5").unwrap();
+    assert!(layout.stop().is_empty() && layout.stop_ids().is_empty());
+}
+
+#[test]
 fn instructblip_reads_frames_in_their_order() {
     let frames = Message {
         role: Role::User,
@@ -234,8 +250,8 @@ fn presets_carry_what_ends_an_answer() {
     let error = Layout::preset("llava").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "there is no prompt layout named \"llava\"; there are chat-template, blip2, blip2-opt, instructblip, \
-         instructblip-t5, minigpt4"
+        "there is no prompt layout named \"llava\"; there are chat-template, blip2, blip2-opt, blip2-t5, \
+         instructblip, instructblip-t5, minigpt4"
     );
 }
 

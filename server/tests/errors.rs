@@ -227,6 +227,43 @@ fn image_error(error: ImageError) -> bridge::Error {
 
 /// What the model refuses: at once, or by its first event; streamed or not, it is a plain answer.
 #[tokio::test]
+async fn beams_that_cannot_be_name_their_field() {
+    for (body, param) in [
+        (json!({"num_beams": 0}), "num_beams"),
+        (json!({"num_beams": 257}), "num_beams"),
+        (json!({"num_beams": 2.5}), "num_beams"),
+        (json!({"num_beams": "five"}), "num_beams"),
+        (json!({"length_penalty": 11}), "length_penalty"),
+        (json!({"min_tokens": -1}), "min_tokens"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty"),
+        (json!({"num_beams": 5, "temperature": 0.5}), "temperature"),
+        (
+            json!({"num_beams": 2, "presence_penalty": 1}),
+            "presence_penalty",
+        ),
+        (
+            json!({"num_beams": 2, "frequency_penalty": -1}),
+            "frequency_penalty",
+        ),
+    ] {
+        let answer = ask(script(Vec::new), body.clone()).await;
+        assert_eq!(answer.status, 400, "{body}");
+        assert_eq!(answer.json()["error"]["param"], param, "{body}");
+    }
+    let refused = |_| {
+        Err(bridge::Error::TooManyBeams {
+            num_beams: 5,
+            limit: 4,
+        })
+    };
+    let answer = ask(fake(refused), json!({"num_beams": 5})).await;
+    assert_eq!(answer.status, 400);
+    let error = &answer.json()["error"];
+    assert_eq!(error["param"], "num_beams");
+    assert!(error["message"].as_str().unwrap().contains('4'), "{error}");
+}
+
+#[tokio::test]
 async fn the_models_errors_have_a_status() {
     let broken = || {
         image_error(ImageError::Broken {

@@ -65,6 +65,97 @@ fn answers_are_transformers_token_for_token() {
 }
 
 #[test]
+fn beams_are_transformers_token_for_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path());
+    let prompts = read_json(&golden("llm/golden.json"));
+    let prompts = prompts["cases"].as_array().unwrap();
+    let beams = read_json(&golden("llm/beams.json"));
+    let settings = beams["settings"].as_array().unwrap();
+    // Five beams that favour short answers, then long ones, then none repeated.
+    for (i, case) in [8, 11, 13]
+        .into_iter()
+        .zip(beams["cases"].as_array().unwrap())
+    {
+        let prompt = prompts
+            .iter()
+            .find(|known| known["prompt_ids"] == case["prompt_ids"])
+            .unwrap();
+        let mut command = qbridge(["ask", "--raw", "--json", "--cache-type", "f32"]);
+        command.args(["--max-tokens", &beams["max_new_tokens"].to_string()]);
+        for (name, flag) in [
+            ("num_beams", "--num-beams"),
+            ("length_penalty", "--length-penalty"),
+            ("repetition_penalty", "--repetition-penalty"),
+        ] {
+            if let Some(value) = settings[i].get(name) {
+                command.args([flag, &value.to_string()]);
+            }
+        }
+        let text = stdout(
+            command
+                .arg(&bundle)
+                .arg(picture(case["picture"].as_str().unwrap()))
+                .arg(prompt["prompt"].as_str().unwrap()),
+        );
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer["token_ids"], case["answers"][i], "{}", settings[i]);
+    }
+}
+
+#[test]
+fn a_bundle_answers_as_its_checkpoint_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = dir.path().join("checkpoint");
+    std::fs::create_dir(&checkpoint).unwrap();
+    for entry in std::fs::read_dir(golden("llm/checkpoint")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, checkpoint.join(path.file_name().unwrap())).unwrap();
+    }
+    std::fs::write(
+        checkpoint.join("generation_config.json"),
+        r#"{"num_beams": 5, "length_penalty": -1.0, "max_new_tokens": 24, "eos_token_id": 7}"#,
+    )
+    .unwrap();
+    let out = dir.path().join("bundle");
+    let mut command = qbridge(["bundle"]);
+    command
+        .arg(&checkpoint)
+        .arg("--llm")
+        .arg(golden("llm/llm.gguf"));
+    stdout(command.arg("--out").arg(&out));
+    let prompts = read_json(&golden("llm/golden.json"));
+    let prompts = prompts["cases"].as_array().unwrap();
+    let beams = read_json(&golden("llm/beams.json"));
+    let setting = &beams["settings"][8];
+    assert_eq!(
+        (&setting["num_beams"], &setting["length_penalty"]),
+        (&Value::from(5), &Value::from(-1.0))
+    );
+    let case = &beams["cases"][0];
+    let prompt = prompts
+        .iter()
+        .find(|known| known["prompt_ids"] == case["prompt_ids"])
+        .unwrap();
+    let ask = |flags: &[&str]| -> Value {
+        let text = stdout(
+            qbridge(["ask", "--raw", "--json", "--cache-type", "f32"])
+                .args(flags)
+                .arg(&out)
+                .arg(picture(case["picture"].as_str().unwrap()))
+                .arg(prompt["prompt"].as_str().unwrap()),
+        );
+        serde_json::from_str(&text).unwrap()
+    };
+    assert_eq!(ask(&[])["token_ids"], case["answers"][8]);
+    // A request's own word goes before the bundle's.
+    let three = ask(&["--num-beams", "3", "--length-penalty", "2"]);
+    assert_eq!(three["token_ids"], case["answers"][7]);
+    let sampled = ask(&["--temperature", "0.5", "--seed", "1", "--max-tokens", "5"]);
+    assert!(sampled["token_ids"].as_array().unwrap().len() <= 5);
+}
+
+#[test]
 fn the_demo_names_most_of_its_pictures() {
     let names = ["dog", "penguin", "banana", "bicycle", "sunflower"];
     let answers = stdout(

@@ -56,6 +56,7 @@ impl Source {
         let config = Blip2Config::read(dir)?;
         let llm_type = config.text_config.model_type.as_deref();
         let (family, layout) = match (config.qformer_config.use_qformer_text_input, llm_type) {
+            (false, Some("t5")) => (BLIP2, Layout::preset("blip2-t5")?),
             (false, _) => (BLIP2, Layout::blip2(config.text_config.eos_token_ids())),
             (true, Some("t5")) => (INSTRUCT_BLIP, Layout::preset("instructblip-t5")?),
             // Their configs name wrong tokens of begin and end: the

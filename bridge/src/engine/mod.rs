@@ -262,8 +262,8 @@ impl Engine {
     /// Before any work, and without an event:
     /// [`Error::InvalidRequest`] for an empty prompt, a token outside the
     /// vocabulary, an embedding that is not whole rows of finite numbers, sampling
-    /// values out of range, more beams than the engine has sequences, or `max_tokens`
-    /// of 0;
+    /// values out of range, or `max_tokens` of 0;
+    /// [`Error::TooManyBeams`] for more beams than the engine has sequences;
     /// [`Error::ContextLengthExceeded`] when the prompt leaves no room for an answer;
     /// [`Error::QueueFull`] when as many sequences wait as may;
     /// [`Error::Stopped`] when the thread has ended.
@@ -291,6 +291,22 @@ impl Engine {
         });
         drop(state);
         self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    /// Refuses sampling values that [`Engine::submit`] would refuse.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] for values out of range, [`Error::TooManyBeams`] for
+    /// more beams than the engine has sequences.
+    pub fn check_sampling(&self, sampling: &Sampling) -> Result<()> {
+        sampling.validate()?;
+        if sampling.num_beams > self.options.slots {
+            return Err(Error::TooManyBeams {
+                num_beams: sampling.num_beams,
+                limit: self.options.slots,
+            });
+        }
         Ok(())
     }
 
@@ -333,14 +349,8 @@ impl Engine {
         if sequence.max_tokens == Some(0) {
             return invalid("max_tokens is 0, it must be at least 1".to_owned());
         }
-        sequence.sampling.validate()?;
+        self.check_sampling(&sequence.sampling)?;
         let num_beams = sequence.sampling.num_beams;
-        if num_beams > self.options.slots {
-            return Err(Error::TooManyBeams {
-                num_beams,
-                limit: self.options.slots,
-            });
-        }
         let too_long = Error::ContextLengthExceeded {
             n_prompt_tokens: n_prompt,
             n_ctx: self.options.n_ctx,
