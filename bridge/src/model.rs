@@ -8,7 +8,7 @@ use prompts::{ChatTemplate, Message, Segment, check_images};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::bundle::{Bundle, Manifest};
-use crate::engine::{CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequence};
+use crate::engine::{Activity, CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequence};
 use crate::event::Event;
 use crate::image_encoder::ImageEncoder;
 use crate::language_model::LanguageModel;
@@ -150,6 +150,16 @@ impl Model {
     /// How tokens are chosen where a request says nothing.
     pub fn default_sampling(&self) -> Sampling {
         self.manifest.generation.sampling()
+    }
+
+    /// The language model, which knows the tokens.
+    pub fn language_model(&self) -> &LanguageModel {
+        &self.language_model
+    }
+
+    /// How busy the engine is.
+    pub fn activity(&self) -> Activity {
+        self.engine.activity()
     }
 
     /// Rows of context for each sequence.

@@ -358,10 +358,22 @@ pub struct ServeArgs {
         env = "QBRIDGE_ALLOW_REMOTE_IMAGES"
     )]
     pub allow_remote_images: Option<Vec<String>>,
+    /// Form of the log on stderr
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "QBRIDGE_LOG_FORMAT")]
+    pub log_format: LogFormat,
     /// Directory below which file:// URLs may name pictures
     #[arg(long, env = "QBRIDGE_MEDIA_PATH")]
     pub media_path: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub engine: EngineArgs,
+}
+
+/// Form of a log.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
 }

@@ -11,23 +11,26 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, LogFormat};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     openmp::bound_spinning();
-    let default_level = match cli.command {
-        Command::Serve(_) => "info",
-        _ => "warn",
+    let (default_level, format) = match &cli.command {
+        Command::Serve(args) => ("info", args.log_format),
+        _ => ("warn", LogFormat::Text),
     };
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("QBRIDGE_LOG")
                 .unwrap_or_else(|_| default_level.into()),
         )
         .with_writer(server::log::lines(std::io::stderr))
-        .with_ansi(false)
-        .init();
+        .with_ansi(false);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
     let result = match &cli.command {
         Command::Ask(args) => commands::ask::run(args),
         Command::Caption(args) => commands::caption::run(args),

@@ -8,6 +8,15 @@ use bridge::model::{Model, Prompt, Request};
 use prompts::{Message, Part, Role};
 use tokio::sync::mpsc::Receiver;
 
+/// How busy the model is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests that generate.
+    pub running: usize,
+    /// Requests that wait for a slot.
+    pub waiting: usize,
+}
+
 /// What the server asks for answers.
 pub trait Backend: Send + Sync + 'static {
     /// Name of the model, as requests give it.
@@ -21,6 +30,21 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// The request is at fault, or the queue is full; a picture at fault is told by the first event.
     fn submit(&self, request: Request) -> bridge::Result<Receiver<Event>>;
+
+    /// The token ids of a text, in which special tokens are text like any other.
+    ///
+    /// # Errors
+    /// The model fails.
+    fn tokenize(&self, text: &str) -> bridge::Result<Vec<i32>>;
+
+    /// The text of token ids; `None` where one is not in the vocabulary.
+    fn detokenize(&self, ids: &[i32]) -> Option<String>;
+
+    /// Most tokens of a prompt and its answer together.
+    fn n_ctx(&self) -> usize;
+
+    /// How busy the model is.
+    fn load(&self) -> Load;
 }
 
 impl Backend for Arc<Model> {
@@ -34,6 +58,34 @@ impl Backend for Arc<Model> {
 
     fn submit(&self, request: Request) -> bridge::Result<Receiver<Event>> {
         Model::submit(self, request)
+    }
+
+    fn tokenize(&self, text: &str) -> bridge::Result<Vec<i32>> {
+        self.language_model().tokenize(text, false)
+    }
+
+    fn detokenize(&self, ids: &[i32]) -> Option<String> {
+        let model = self.language_model();
+        let mut bytes = Vec::new();
+        for &id in ids {
+            if !model.contains(id) {
+                return None;
+            }
+            model.token_bytes_into(id, &mut bytes);
+        }
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn n_ctx(&self) -> usize {
+        Model::n_ctx(self)
+    }
+
+    fn load(&self) -> Load {
+        let activity = self.activity();
+        Load {
+            running: activity.active,
+            waiting: activity.waiting,
+        }
     }
 }
 

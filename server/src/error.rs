@@ -123,15 +123,19 @@ pub enum Error {
         /// Why, in words that tell nothing about the network around the server.
         reason: String,
     },
-    /// The messages have no form in the model's prompt.
+    /// What is said has no form in the model's prompt.
     #[error("{reason}")]
     InvalidPrompt {
+        /// The field that holds it.
+        param: &'static str,
         /// What is wrong with them.
         reason: String,
     },
     /// The prompt does not fit the context.
     #[error("the prompt has {n_prompt_tokens} tokens, and the context holds {n_ctx}")]
     ContextLengthExceeded {
+        /// The field that holds it.
+        param: &'static str,
         /// Rows of the prompt, pictures included.
         n_prompt_tokens: usize,
         /// Rows of the context.
@@ -215,14 +219,19 @@ impl Error {
         }
     }
 
-    /// The model's own error; `image_param` names the picture's field where that is certain.
-    pub(crate) fn from_model(error: &bridge::Error, image_param: &str) -> Error {
+    /// The model's own error; the field to blame is `prompt_param`, or `image_param` for a picture.
+    pub(crate) fn from_model(
+        error: &bridge::Error,
+        prompt_param: &'static str,
+        image_param: &str,
+    ) -> Error {
         if let bridge::Error::ContextLengthExceeded {
             n_prompt_tokens,
             n_ctx,
         } = *error
         {
             return Error::ContextLengthExceeded {
+                param: prompt_param,
                 n_prompt_tokens,
                 n_ctx,
             };
@@ -237,7 +246,8 @@ impl Error {
         let param = image_param.to_owned();
         match error.kind() {
             ErrorKind::InvalidRequest | ErrorKind::ContextLengthExceeded => {
-                Error::InvalidPrompt { reason }
+                let param = prompt_param;
+                Error::InvalidPrompt { param, reason }
             }
             ErrorKind::InvalidImage => Error::InvalidImage { param, reason },
             ErrorKind::ImageTooLarge => Error::ImageTooLarge { param, reason },
@@ -292,7 +302,9 @@ impl Error {
             | Error::ImageFetch { param, .. }
             | Error::RemoteImage { param, .. } => Some(param),
             Error::ModelNotFound { .. } => Some("model"),
-            Error::InvalidPrompt { .. } | Error::ContextLengthExceeded { .. } => Some("messages"),
+            Error::InvalidPrompt { param, .. } | Error::ContextLengthExceeded { param, .. } => {
+                Some(param)
+            }
             Error::InvalidBody { .. }
             | Error::ContentType
             | Error::BodyTooLarge { .. }
@@ -327,6 +339,7 @@ impl Error {
         if let Error::ContextLengthExceeded {
             n_prompt_tokens,
             n_ctx,
+            ..
         } = self
         {
             error["n_prompt_tokens"] = json!(n_prompt_tokens);

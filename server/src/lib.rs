@@ -5,9 +5,9 @@
 //! A field that changes the output is honoured or refused with its name in `param`; see [`Backend`] for what answers, and
 //! `docs/server.md` for the fields.
 
+mod answer;
 mod auth;
 mod backend;
-mod chat;
 mod content;
 mod data_uri;
 mod error;
@@ -17,6 +17,7 @@ mod fields;
 mod images;
 pub mod log;
 mod media;
+mod metrics;
 mod models;
 mod options;
 mod origin;
@@ -25,6 +26,7 @@ mod response;
 mod serve;
 mod stream;
 mod tls;
+mod tokens;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -34,7 +36,7 @@ use axum::extract::Request;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{
@@ -43,13 +45,15 @@ use tower_http::request_id::{
 use tower_http::trace::TraceLayer;
 
 pub use auth::ApiKeys;
-pub use backend::{Backend, warm_up};
+pub use backend::{Backend, Load, warm_up};
 pub use error::{Error, Result};
 pub use media::MediaDir;
 pub use options::ServeOptions;
 pub use origin::CorsOrigin;
 pub use serve::serve;
 pub use tls::Tls;
+
+use metrics::Metrics;
 
 /// Longest `x-request-id` that is taken from a client.
 const MAX_REQUEST_ID: usize = 128;
@@ -61,6 +65,7 @@ struct App<B> {
     options: ServeOptions,
     /// One permit for each request that may hold memory.
     admission: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
     /// Start of the server in Unix seconds: when its model was "created".
     started: u64,
 }
@@ -70,6 +75,7 @@ impl<B> App<B> {
         App {
             backend: OnceLock::new(),
             admission: Arc::new(Semaphore::new(options.max_requests)),
+            metrics: Arc::new(Metrics::new(options.max_requests)),
             options,
             started: unix_seconds(),
         }
@@ -77,6 +83,12 @@ impl<B> App<B> {
 
     fn backend(&self) -> Result<&B> {
         self.backend.get().ok_or(Error::Loading)
+    }
+
+    /// A place among the requests that may hold memory.
+    fn admit(&self) -> Result<OwnedSemaphorePermit> {
+        let place = self.admission.clone().try_acquire_owned();
+        place.map_err(|_| Error::QueueFull)
     }
 }
 
@@ -93,14 +105,22 @@ fn routes<B: Backend>(app: Arc<App<B>>) -> Router {
     let layers = ServiceBuilder::new()
         .map_request(without_odd_id)
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
-        .layer(TraceLayer::new_for_http().make_span_with(span))
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(span)
+                .on_failure(()),
+        )
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(CatchPanicLayer::custom(|_| Error::Internal.into_response()));
     let guarded = Router::new()
         .route("/v1/models", get(models::list::<B>))
         // A model's name may hold slashes.
         .route("/v1/models/{*id}", get(models::retrieve::<B>))
-        .route("/v1/chat/completions", post(chat::completions::<B>))
+        .route("/v1/chat/completions", post(answer::chat::<B>))
+        .route("/v1/completions", post(answer::text::<B>))
+        .route("/tokenize", post(tokens::tokenize::<B>))
+        .route("/detokenize", post(tokens::detokenize::<B>))
+        .route("/metrics", get(metrics::metrics::<B>))
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .fallback(|| async { Error::NotFound })
         .layer(from_fn_with_state(app.clone(), auth::authorize::<B>));
@@ -108,7 +128,8 @@ fn routes<B: Backend>(app: Arc<App<B>>) -> Router {
     let open = guarded
         .route("/health", get(models::health))
         .route("/ready", get(models::ready::<B>))
-        .method_not_allowed_fallback(|| async { Error::MethodNotAllowed });
+        .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
+        .layer(from_fn_with_state(app.clone(), metrics::count::<B>));
     let open = match origin::layer(&app.options.cors_origins) {
         Some(cors) => open.layer(cors),
         None => open,

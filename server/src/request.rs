@@ -1,4 +1,4 @@
-//! The body of a chat request: every field is honoured, known to be harmless, or refused by name.
+//! Bodies of requests for answers: every field is honoured, known to be harmless, or refused by name.
 
 use bridge::engine::Sampling;
 use bridge::model::{Prompt, Request};
@@ -28,9 +28,28 @@ const HARMLESS: [&str; 9] = [
     "verbosity",
 ];
 
-/// A chat request, checked.
+/// What is asked for: a message after messages, or text after text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Text,
+}
+
+impl Kind {
+    /// The field that holds what is said to the model.
+    pub(crate) fn prompt_param(self) -> &'static str {
+        match self {
+            Kind::Chat => "messages",
+            Kind::Text => "prompt",
+        }
+    }
+}
+
+/// A request for an answer, checked.
 #[derive(Debug)]
-pub(crate) struct ChatRequest {
+pub(crate) struct AnswerRequest {
     /// What the model is asked, but for its pictures.
     pub(crate) request: Request,
     /// The pictures.
@@ -41,31 +60,23 @@ pub(crate) struct ChatRequest {
     pub(crate) include_usage: bool,
 }
 
-impl ChatRequest {
+impl AnswerRequest {
     /// Reads a body; the model's `name` and `sampling` stand in for what it does not say.
     pub(crate) fn parse(
+        kind: Kind,
         body: &[u8],
         name: &str,
         sampling: Sampling,
         options: &ServeOptions,
-    ) -> Result<ChatRequest> {
-        let body: Value = serde_json::from_slice(body).map_err(|error| Error::InvalidBody {
-            reason: format!(
-                "the body is not valid JSON (line {}, column {})",
-                error.line(),
-                error.column()
-            ),
-        })?;
-        let Value::Object(_) = body else {
-            return Err(Error::InvalidBody {
-                reason: "the body must be a JSON object".to_owned(),
-            });
-        };
-        let mut fields = Fields::of(body, "")?;
+    ) -> Result<AnswerRequest> {
+        let mut fields = body_fields(body)?;
         let model = as_string(fields.required("model")?, "model")?;
         check_model(&model, name, options)?;
-        let messages = fields.required("messages")?;
-        refuse_unsupported(&mut fields)?;
+        let prompt = fields.required(kind.prompt_param())?;
+        match kind {
+            Kind::Chat => refuse_unsupported(&mut fields)?,
+            Kind::Text => refuse_unsupported_of_text(&mut fields)?,
+        }
         for harmless in HARMLESS {
             fields.take(harmless);
         }
@@ -76,10 +87,16 @@ impl ChatRequest {
         let include_usage = include_usage(&mut fields, stream)?;
         fields.finish()?;
         // Last, since decoding pictures is the one step that costs something.
-        let (messages, images) = content::messages(messages, options)?;
-        Ok(ChatRequest {
+        let (prompt, images) = match kind {
+            Kind::Chat => {
+                let (messages, images) = content::messages(prompt, options)?;
+                (Prompt::Chat(messages), images)
+            }
+            Kind::Text => (Prompt::Raw(text_prompt(prompt)?), Images::default()),
+        };
+        Ok(AnswerRequest {
             request: Request {
-                prompt: Prompt::Chat(messages),
+                prompt,
                 images: Vec::new(),
                 max_tokens,
                 sampling,
@@ -89,6 +106,36 @@ impl ChatRequest {
             stream,
             include_usage,
         })
+    }
+}
+
+/// The fields of a body.
+pub(crate) fn body_fields(body: &[u8]) -> Result<Fields> {
+    let body: Value = serde_json::from_slice(body).map_err(|error| Error::InvalidBody {
+        reason: format!(
+            "the body is not valid JSON (line {}, column {})",
+            error.line(),
+            error.column()
+        ),
+    })?;
+    let Value::Object(_) = body else {
+        return Err(Error::InvalidBody {
+            reason: "the body must be a JSON object".to_owned(),
+        });
+    };
+    Fields::of(body, "")
+}
+
+/// The one text of `/v1/completions`: as it is, or as the only one of a list.
+fn text_prompt(prompt: Value) -> Result<String> {
+    let param = "prompt";
+    match prompt {
+        Value::Array(mut list) if list.len() == 1 => match list.remove(0) {
+            Value::String(text) => Ok(text),
+            _ => Err(Error::unsupported(param, "send one text, not tokens")),
+        },
+        Value::Array(_) => Err(Error::unsupported(param, "send one text in a request")),
+        text => as_string(text, param),
     }
 }
 
@@ -103,6 +150,50 @@ pub(crate) fn check_model(model: &str, name: &str, options: &ServeOptions) -> Re
     })
 }
 
+/// Fields of `/v1/completions` alone that are not supported, unless their value asks for nothing.
+fn refuse_unsupported_of_text(fields: &mut Fields) -> Result<()> {
+    if fields.boolean("echo")? == Some(true) {
+        return Err(Error::unsupported("echo", "the prompt is not repeated"));
+    }
+    if fields
+        .string("suffix")?
+        .is_some_and(|suffix| !suffix.is_empty())
+    {
+        return Err(Error::unsupported(
+            "suffix",
+            "text is put behind the prompt alone",
+        ));
+    }
+    if fields.integer("best_of", 1..=20)?.is_some_and(|n| n > 1) {
+        return Err(Error::unsupported("best_of", "there is one choice"));
+    }
+    if fields.integer("logprobs", 0..=5)?.is_some() {
+        return Err(Error::unsupported("logprobs", "there are no logprobs yet"));
+    }
+    refuse_asking(fields, "logit_bias", "tokens cannot be biased yet")?;
+    refuse_choices(fields)
+}
+
+/// A list or map that is not supported, unless it is empty.
+fn refuse_asking(fields: &mut Fields, name: &str, reason: &str) -> Result<()> {
+    match fields.take(name) {
+        None => Ok(()),
+        Some(Value::Array(list)) if list.is_empty() => Ok(()),
+        Some(Value::Object(map)) if map.is_empty() => Ok(()),
+        Some(_) => Err(Error::unsupported(name, reason)),
+    }
+}
+
+fn refuse_choices(fields: &mut Fields) -> Result<()> {
+    match fields.integer("n", 1..=128)? {
+        None | Some(1) => Ok(()),
+        Some(_) => Err(Error::unsupported(
+            "n",
+            "there is one choice; send the request again for another",
+        )),
+    }
+}
+
 /// Fields that would change the answer and are not supported, unless their value asks for nothing.
 fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
     for (name, reason) in [
@@ -110,14 +201,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
         ("functions", "this model calls no functions"),
         ("logit_bias", "tokens cannot be biased yet"),
     ] {
-        let asks = |value: &Value| match value {
-            Value::Array(list) => !list.is_empty(),
-            Value::Object(map) => !map.is_empty(),
-            _ => true,
-        };
-        if fields.take(name).as_ref().is_some_and(asks) {
-            return Err(Error::unsupported(name, reason));
-        }
+        refuse_asking(fields, name, reason)?;
     }
     for (name, reason) in [
         ("audio", "answers are text"),
@@ -146,12 +230,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
             "there are no logprobs yet",
         ));
     }
-    if fields.integer("n", 1..=128)?.is_some_and(|n| n > 1) {
-        return Err(Error::unsupported(
-            "n",
-            "there is one choice; send the request again for another",
-        ));
-    }
+    refuse_choices(fields)?;
     if let Some(format) = fields.take("response_format") {
         let mut format = Fields::of(format, "response_format")?;
         let kind = as_string(format.required("type")?, "response_format.type")?;

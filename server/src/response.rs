@@ -3,50 +3,82 @@
 use bridge::event::{FinishReason, Summary};
 use serde_json::{Value, json};
 
+use crate::request::Kind;
+
 /// What all pieces of one answer have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Head {
-    pub(crate) id: String,
-    pub(crate) created: u64,
-    pub(crate) model: String,
+    id: String,
+    created: u64,
+    model: String,
+    kind: Kind,
 }
 
 impl Head {
-    pub(crate) fn new(model: &str) -> Head {
+    pub(crate) fn new(kind: Kind, model: &str) -> Head {
+        let prefix = match kind {
+            Kind::Chat => "chatcmpl",
+            Kind::Text => "cmpl",
+        };
         Head {
-            id: format!("chatcmpl-{}", uuid::Uuid::new_v4().simple()),
+            id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
             created: crate::unix_seconds(),
             model: model.to_owned(),
+            kind,
         }
     }
 
     /// A whole answer.
     pub(crate) fn completion(&self, text: &str, summary: &Summary) -> Value {
-        json!({
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": [{
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": null},
-                "logprobs": null,
-                "finish_reason": finish_reason(summary),
-            }],
-            "usage": usage(summary),
-        })
+        let (object, said) = match self.kind {
+            Kind::Chat => {
+                let message = json!({"role": "assistant", "content": text, "refusal": null});
+                ("chat.completion", ("message", message))
+            }
+            Kind::Text => ("text_completion", ("text", json!(text))),
+        };
+        let mut answer = self.object(object, said, Some(finish_reason(summary)));
+        answer["usage"] = usage(summary);
+        answer
+    }
+
+    /// The piece before the first; a text has none.
+    pub(crate) fn opening(&self) -> Option<Value> {
+        let delta = json!({"role": "assistant", "content": ""});
+        (self.kind == Kind::Chat).then(|| self.chunk(delta, None))
     }
 
     /// A piece of an answer.
-    pub(crate) fn chunk(&self, delta: Value, finish_reason: Option<&str>) -> Value {
+    pub(crate) fn piece(&self, text: &str) -> Value {
+        match self.kind {
+            Kind::Chat => self.chunk(json!({ "content": text }), None),
+            Kind::Text => self.object("text_completion", ("text", json!(text)), None),
+        }
+    }
+
+    /// The piece that says why the answer ends.
+    pub(crate) fn ending(&self, summary: &Summary) -> Value {
+        let reason = Some(finish_reason(summary));
+        match self.kind {
+            Kind::Chat => self.chunk(json!({}), reason),
+            Kind::Text => self.object("text_completion", ("text", json!("")), reason),
+        }
+    }
+
+    fn chunk(&self, delta: Value, finish_reason: Option<&str>) -> Value {
+        self.object("chat.completion.chunk", ("delta", delta), finish_reason)
+    }
+
+    fn object(&self, object: &str, said: (&str, Value), finish_reason: Option<&str>) -> Value {
+        let (name, said) = said;
         json!({
             "id": self.id,
-            "object": "chat.completion.chunk",
+            "object": object,
             "created": self.created,
             "model": self.model,
             "choices": [{
                 "index": 0,
-                "delta": delta,
+                name: said,
                 "logprobs": null,
                 "finish_reason": finish_reason,
             }],
@@ -55,9 +87,13 @@ impl Head {
 
     /// The piece that holds the usage.
     pub(crate) fn usage_chunk(&self, summary: &Summary) -> Value {
+        let object = match self.kind {
+            Kind::Chat => "chat.completion.chunk",
+            Kind::Text => "text_completion",
+        };
         json!({
             "id": self.id,
-            "object": "chat.completion.chunk",
+            "object": object,
             "created": self.created,
             "model": self.model,
             "choices": [],
@@ -66,7 +102,7 @@ impl Head {
     }
 }
 
-pub(crate) fn finish_reason(summary: &Summary) -> &'static str {
+fn finish_reason(summary: &Summary) -> &'static str {
     match summary.finish_reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",

@@ -7,11 +7,11 @@ use std::time::Duration;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bridge::event::{Event, Summary};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::Error;
-use crate::chat::Answer;
-use crate::response::{Head, finish_reason};
+use crate::answer::Answer;
+use crate::response::Head;
 
 /// A comment is sent when nothing else was for so long, so that nothing on the way gives up.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -34,7 +34,9 @@ pub(crate) fn respond(head: Head, answer: Answer, first: Event, include_usage: b
         pending: VecDeque::new(),
         ended: false,
     };
-    stream.push_delta(json!({"role": "assistant", "content": ""}), None);
+    if let Some(opening) = stream.head.opening() {
+        stream.push_chunk(opening);
+    }
     stream.push(Ok(first));
     let events = futures_util::stream::unfold(stream, |mut stream| async move {
         let data = stream.next().await?;
@@ -66,7 +68,7 @@ impl Stream {
             Ok(Event::Token { text, .. }) => self.push_text(&text),
             Ok(Event::Done(summary)) => self.finish(&summary),
             Ok(Event::Error(error)) => {
-                let error = Error::from_model(&error, self.answer.image_param());
+                let error = self.answer.model_error(&error);
                 self.fail(&error);
             }
             Err(error) => self.fail(&error),
@@ -75,12 +77,11 @@ impl Stream {
 
     fn push_text(&mut self, text: &str) {
         if !text.is_empty() {
-            self.push_delta(json!({ "content": text }), None);
+            self.push_chunk(self.head.piece(text));
         }
     }
 
-    fn push_delta(&mut self, delta: Value, finish_reason: Option<&str>) {
-        let mut chunk = self.head.chunk(delta, finish_reason);
+    fn push_chunk(&mut self, mut chunk: Value) {
         if self.include_usage {
             chunk["usage"] = Value::Null;
         }
@@ -89,7 +90,7 @@ impl Stream {
 
     fn finish(&mut self, summary: &Summary) {
         self.push_text(&summary.text);
-        self.push_delta(json!({}), Some(finish_reason(summary)));
+        self.push_chunk(self.head.ending(summary));
         if self.include_usage {
             self.pending
                 .push_back(self.head.usage_chunk(summary).to_string());

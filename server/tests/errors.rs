@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -462,6 +463,39 @@ async fn requests_beyond_the_limit_are_refused_before_they_are_read() {
         sender.try_send(event).unwrap();
     }
     assert_eq!(third.await.unwrap().unwrap().status(), 200);
+}
+
+/// Work that cannot be stopped keeps its place although nobody waits for it: leaving early must not make room.
+#[tokio::test]
+async fn a_place_is_taken_until_its_work_ends() {
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let blocked = Mutex::new(blocked);
+    let (begin, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let backend = fake(move |_| {
+        begin.send(()).unwrap();
+        blocked.lock().unwrap().recv().unwrap();
+        Err(bridge::Error::Stopped)
+    });
+    let options = ServeOptions {
+        max_requests: 1,
+        ..ServeOptions::default()
+    };
+    let router = router(backend, options);
+    let first = tokio::spawn(router.clone().oneshot(post(&chat(json!({})))));
+    begun.recv().await.unwrap();
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    let ask = async || send(router.clone(), post(&chat(json!({})))).await.status;
+    assert_eq!(ask().await, 429);
+    release.send(()).unwrap();
+    release.send(()).unwrap();
+    let status = loop {
+        match ask().await.as_u16() {
+            429 => tokio::time::sleep(Duration::from_millis(5)).await,
+            other => break other,
+        }
+    };
+    assert_eq!(status, 500);
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

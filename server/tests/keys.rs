@@ -44,6 +44,10 @@ async fn without_a_key_nothing_but_health_is_told() {
         ("GET", "/v1/models"),
         ("GET", "/v1/models/demo"),
         ("GET", "/v1/models/nothing"),
+        ("POST", "/v1/completions"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/metrics"),
         ("GET", "/"),
         ("GET", "/nothing"),
     ] {

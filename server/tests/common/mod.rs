@@ -13,7 +13,7 @@ use bridge::event::{Event, FinishReason, Summary, Timings, Usage};
 use bridge::model;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use server::{Backend, ServeOptions};
+use server::{Backend, Load, ServeOptions};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tower::ServiceExt;
 
@@ -36,6 +36,26 @@ impl Backend for Fake {
 
     fn submit(&self, request: model::Request) -> bridge::Result<Receiver<Event>> {
         (self.0)(request)
+    }
+
+    fn tokenize(&self, text: &str) -> bridge::Result<Vec<i32>> {
+        Ok(text.bytes().map(i32::from).collect())
+    }
+
+    fn detokenize(&self, ids: &[i32]) -> Option<String> {
+        let bytes: Option<Vec<u8>> = ids.iter().map(|&id| u8::try_from(id).ok()).collect();
+        Some(String::from_utf8_lossy(&bytes?).into_owned())
+    }
+
+    fn n_ctx(&self) -> usize {
+        4096
+    }
+
+    fn load(&self) -> Load {
+        Load {
+            running: 3,
+            waiting: 2,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! `POST /v1/chat/completions`.
+//! `POST /v1/chat/completions` and `POST /v1/completions`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::extract::json_body;
-use crate::request::ChatRequest;
+use crate::metrics::Metrics;
+use crate::request::{AnswerRequest, Kind};
 use crate::response::Head;
 use crate::stream;
 use crate::{App, Backend, Error, Result, ServeOptions};
@@ -21,9 +22,12 @@ use crate::{App, Backend, Error, Result, ServeOptions};
 /// An answer that is being generated. Dropping it cancels the generation and lets the next request in.
 pub(crate) struct Answer {
     events: Receiver<Event>,
+    prompt_param: &'static str,
     image_param: String,
     /// Until when the next event must come, and what that is called.
     deadline: Deadline,
+    started: Instant,
+    metrics: Arc<Metrics>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -44,88 +48,120 @@ impl Deadline {
         }
     }
 
-    fn missed(self) -> Error {
-        Error::Timeout {
-            stage: self.stage,
-            seconds: self.after.as_secs(),
-        }
+    fn earlier(self, other: Deadline) -> Deadline {
+        if self.at < other.at { self } else { other }
     }
 }
 
 impl Answer {
     /// The next event.
     pub(crate) async fn next(&mut self) -> Result<Event> {
-        next(&mut self.events, self.deadline).await
+        match timeout_at(self.deadline.at, self.events.recv()).await {
+            Ok(Some(event)) => {
+                if let Event::Done(summary) = &event {
+                    self.metrics.answered(summary, self.started.elapsed());
+                }
+                Ok(event)
+            }
+            Ok(None) => {
+                tracing::error!("the model stopped in the middle of an answer");
+                Err(Error::Internal)
+            }
+            Err(_) => Err(Error::Timeout {
+                stage: self.deadline.stage,
+                seconds: self.deadline.after.as_secs(),
+            }),
+        }
     }
 
-    /// The field to blame for a picture.
-    pub(crate) fn image_param(&self) -> &str {
-        &self.image_param
+    /// The model's own error, with the field to blame.
+    pub(crate) fn model_error(&self, error: &bridge::Error) -> Error {
+        Error::from_model(error, self.prompt_param, &self.image_param)
     }
 }
 
-pub(crate) async fn completions<B: Backend>(
+/// `POST /v1/chat/completions`
+pub(crate) async fn chat<B: Backend>(
+    app: State<Arc<App<B>>>,
+    request: Request,
+) -> Result<Response> {
+    answer(Kind::Chat, app, request).await
+}
+
+/// `POST /v1/completions`
+pub(crate) async fn text<B: Backend>(
+    app: State<Arc<App<B>>>,
+    request: Request,
+) -> Result<Response> {
+    answer(Kind::Text, app, request).await
+}
+
+async fn answer<B: Backend>(
+    kind: Kind,
     State(app): State<Arc<App<B>>>,
     request: Request,
 ) -> Result<Response> {
     let name = app.backend()?.name();
     // Before the body is read: a request that finds no room costs nothing.
-    let permit = app
-        .admission
-        .clone()
-        .try_acquire_owned()
-        .map_err(|_| Error::QueueFull)?;
+    let permit = app.admit()?;
+    let started = Instant::now();
     let whole_request = Deadline::new("the answer", app.options.request_timeout);
-    let head = Head::new(name);
+    let head = Head::new(kind, name);
     let body = read_body(request, &app.options).await?;
     // Megabytes of JSON and base64, then templates and tokenizing: not for the async runtime.
     let parser = app.clone();
-    let chat = blocking(move || {
+    let (asked, permit) = blocking(move || {
         let backend = parser.backend()?;
-        ChatRequest::parse(
+        let asked = AnswerRequest::parse(
+            kind,
             &body,
             backend.name(),
             backend.default_sampling(),
             &parser.options,
-        )
+        )?;
+        // The permit goes with the work, which goes on when the client has left.
+        Ok((asked, permit))
     })
     .await?;
-    let ChatRequest {
+    let AnswerRequest {
         mut request,
         images,
         stream,
         include_usage,
-    } = chat;
-    let image_param = images.param();
+    } = asked;
+    let (prompt_param, image_param) = (kind.prompt_param(), images.param());
     request.images = images.load(&app.options).await?;
     let first_token = Deadline::new("the first token", app.options.first_token_timeout);
-    let param = image_param.clone();
-    let mut events = blocking(move || {
-        let submitted = app.backend()?.submit(request);
-        submitted.map_err(|error| Error::from_model(&error, &param))
+    let mut answer = blocking(move || {
+        let events = app
+            .backend()?
+            .submit(request)
+            .map_err(|error| Error::from_model(&error, prompt_param, &image_param))?;
+        Ok(Answer {
+            events,
+            prompt_param,
+            image_param,
+            deadline: first_token.earlier(whole_request),
+            started,
+            metrics: app.metrics.clone(),
+            _permit: permit,
+        })
     })
     .await?;
-    let first = match first_token.at < whole_request.at {
-        true => next(&mut events, first_token).await?,
-        false => next(&mut events, whole_request).await?,
-    };
     // What is wrong with the request is known by the first event: in time for a status.
-    if let Event::Error(error) = first {
-        return Err(Error::from_model(&error, &image_param));
-    }
-    let answer = Answer {
-        events,
-        image_param,
-        deadline: whole_request,
-        _permit: permit,
+    let first = match answer.next().await? {
+        Event::Error(error) => return Err(answer.model_error(&error)),
+        first => first,
     };
+    answer.metrics.first_token(started.elapsed());
+    answer.deadline = whole_request;
     if stream {
         return Ok(stream::respond(head, answer, first, include_usage));
     }
     whole(&head, answer, first).await
 }
 
-async fn read_body(request: Request, options: &ServeOptions) -> Result<Bytes> {
+pub(crate) async fn read_body(request: Request, options: &ServeOptions) -> Result<Bytes> {
     let (head, body) = request.into_parts();
     let body = json_body(&head.headers, body, options.max_body_bytes);
     timeout(options.body_timeout, body)
@@ -134,24 +170,13 @@ async fn read_body(request: Request, options: &ServeOptions) -> Result<Bytes> {
 }
 
 /// Runs what blocks or takes long.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "a request failed");
         Error::Internal
     })?
-}
-
-async fn next(events: &mut Receiver<Event>, deadline: Deadline) -> Result<Event> {
-    match timeout_at(deadline.at, events.recv()).await {
-        Ok(Some(event)) => Ok(event),
-        Ok(None) => {
-            tracing::error!("the model stopped in the middle of an answer");
-            Err(Error::Internal)
-        }
-        Err(_) => Err(deadline.missed()),
-    }
 }
 
 async fn whole(head: &Head, mut answer: Answer, first: Event) -> Result<Response> {
@@ -164,7 +189,7 @@ async fn whole(head: &Head, mut answer: Answer, first: Event) -> Result<Response
                 text.push_str(&summary.text);
                 return Ok(Json(head.completion(&text, &summary)).into_response());
             }
-            Event::Error(error) => return Err(Error::from_model(&error, answer.image_param())),
+            Event::Error(error) => return Err(answer.model_error(&error)),
         }
         event = answer.next().await?;
     }

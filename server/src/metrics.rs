@@ -1,0 +1,195 @@
+//! `GET /metrics`: what the server has done, for Prometheus.
+//!
+//! The registry belongs to the server, not to the process, so that two servers (or two tests) do not share their numbers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bridge::event::Summary;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::{App, Backend, Error, Result};
+
+/// Upper ends of the histograms' buckets, in seconds.
+const BUCKETS: [f64; 14] = [
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+];
+
+/// A route as it is written in the router, so that clients cannot make up labels.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabels {
+    stage: &'static str,
+}
+
+/// Counters and histograms of one server.
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    prompt_tokens: Counter,
+    image_tokens: Counter,
+    generation_tokens: Counter,
+    stages: Family<StageLabels, Histogram>,
+    first_token: Histogram,
+    answers: Histogram,
+    running: Gauge,
+    waiting: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new(max_requests: usize) -> Metrics {
+        let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
+        let mut metrics = Metrics {
+            registry: Registry::with_prefix("qbridge"),
+            requests: Family::default(),
+            prompt_tokens: Counter::default(),
+            image_tokens: Counter::default(),
+            generation_tokens: Counter::default(),
+            stages: Family::new_with_constructor(histogram),
+            first_token: histogram(),
+            answers: histogram(),
+            running: Gauge::default(),
+            waiting: Gauge::default(),
+        };
+        let limit: Gauge = Gauge::default();
+        limit.set(count_of(max_requests));
+        let registry = &mut metrics.registry;
+        registry.register(
+            "requests",
+            "Requests answered, by route and status",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "requests_limit",
+            "Most requests that are read, wait or generate at once",
+            limit,
+        );
+        registry.register(
+            "requests_running",
+            "Requests that generate",
+            metrics.running.clone(),
+        );
+        registry.register(
+            "requests_waiting",
+            "Requests that wait for a slot",
+            metrics.waiting.clone(),
+        );
+        registry.register(
+            "prompt_tokens",
+            "Rows of prompts, pictures included",
+            metrics.prompt_tokens.clone(),
+        );
+        registry.register(
+            "image_tokens",
+            "Rows of pictures in prompts",
+            metrics.image_tokens.clone(),
+        );
+        registry.register(
+            "generation_tokens",
+            "Tokens of answers",
+            metrics.generation_tokens.clone(),
+        );
+        registry.register_with_unit(
+            "time_to_first_token",
+            "From a request's arrival to its first token",
+            Unit::Seconds,
+            metrics.first_token.clone(),
+        );
+        registry.register_with_unit(
+            "request_duration",
+            "From a request's arrival to the end of its answer",
+            Unit::Seconds,
+            metrics.answers.clone(),
+        );
+        registry.register_with_unit(
+            "stage",
+            "Time in each stage of an answer",
+            Unit::Seconds,
+            metrics.stages.clone(),
+        );
+        metrics
+    }
+
+    /// A request's first token has come.
+    pub(crate) fn first_token(&self, after: Duration) {
+        self.first_token.observe(after.as_secs_f64());
+    }
+
+    /// A request's answer is complete: the numbers, and a line of the log.
+    pub(crate) fn answered(&self, summary: &Summary, after: Duration) {
+        let (usage, timings) = (summary.usage, summary.timings);
+        self.prompt_tokens.inc_by(usage.prompt_tokens as u64);
+        self.image_tokens.inc_by(usage.image_tokens as u64);
+        self.generation_tokens
+            .inc_by(usage.completion_tokens as u64);
+        self.answers.observe(after.as_secs_f64());
+        for (stage, seconds) in [
+            ("preprocess", timings.preprocess),
+            ("vision", timings.vision),
+            ("queue", timings.queue),
+            ("prefill", timings.prefill),
+            ("decode", timings.decode),
+        ] {
+            let labels = StageLabels { stage };
+            self.stages.get_or_create(&labels).observe(seconds);
+        }
+        tracing::info!(
+            prompt_tokens = usage.prompt_tokens,
+            image_tokens = usage.image_tokens,
+            completion_tokens = usage.completion_tokens,
+            preprocess = timings.preprocess,
+            vision = timings.vision,
+            queue = timings.queue,
+            prefill = timings.prefill,
+            decode = timings.decode,
+            total = after.as_secs_f64(),
+            "answered"
+        );
+    }
+}
+
+/// Counts every answer, refusals too.
+pub(crate) async fn count<B: Send + Sync + 'static>(
+    State(app): State<Arc<App<B>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
+    let response = next.run(request).await;
+    let status = response.status().as_u16();
+    let labels = RequestLabels { route, status };
+    app.metrics.requests.get_or_create(&labels).inc();
+    response
+}
+
+/// `GET /metrics`, in OpenMetrics' text form.
+pub(crate) async fn metrics<B: Backend>(State(app): State<Arc<App<B>>>) -> Result<Response> {
+    let metrics = &app.metrics;
+    let load = app.backend.get().map(Backend::load).unwrap_or_default();
+    metrics.running.set(count_of(load.running));
+    metrics.waiting.set(count_of(load.waiting));
+    let mut text = String::new();
+    encode(&mut text, &metrics.registry).map_err(|_| Error::Internal)?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(CONTENT_TYPE, kind)], text).into_response())
+}
+
+fn count_of(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

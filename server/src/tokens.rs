@@ -1,0 +1,70 @@
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shapes.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use serde_json::{Value, json};
+
+use crate::answer::{blocking, read_body};
+use crate::fields::{Fields, as_list, as_string};
+use crate::request::{body_fields, check_model};
+use crate::{App, Backend, Error, Result};
+
+/// `{"prompt": TEXT}` to `{"tokens", "count", "max_model_len"}`.
+pub(crate) async fn tokenize<B: Backend>(
+    State(app): State<Arc<App<B>>>,
+    request: Request,
+) -> Result<Json<Value>> {
+    with_fields(app, request, |backend, mut fields| {
+        let text = as_string(fields.required("prompt")?, "prompt")?;
+        fields.finish()?;
+        let tokens = backend.tokenize(&text);
+        let tokens = tokens.map_err(|error| Error::from_model(&error, "prompt", "prompt"))?;
+        Ok(json!({
+            "count": tokens.len(),
+            "max_model_len": backend.n_ctx(),
+            "tokens": tokens,
+        }))
+    })
+    .await
+}
+
+/// `{"tokens": [ID]}` to `{"prompt": TEXT}`.
+pub(crate) async fn detokenize<B: Backend>(
+    State(app): State<Arc<App<B>>>,
+    request: Request,
+) -> Result<Json<Value>> {
+    with_fields(app, request, |backend, mut fields| {
+        let tokens = as_list(fields.required("tokens")?, "tokens")?;
+        fields.finish()?;
+        let ids = tokens.iter().map(|id| i32::try_from(id.as_i64()?).ok());
+        let text = ids
+            .collect::<Option<Vec<i32>>>()
+            .and_then(|ids| backend.detokenize(&ids))
+            .ok_or_else(|| Error::invalid("tokens", "must be token ids of the vocabulary"))?;
+        Ok(json!({ "prompt": text }))
+    })
+    .await
+}
+
+/// Reads a body, within the limits that requests for answers have, and answers it off the async runtime.
+async fn with_fields<B: Backend>(
+    app: Arc<App<B>>,
+    request: Request,
+    answer: impl FnOnce(&B, Fields) -> Result<Value> + Send + 'static,
+) -> Result<Json<Value>> {
+    app.backend()?;
+    let permit = app.admit()?;
+    let body = read_body(request, &app.options).await?;
+    let answered = blocking(move || {
+        let _permit = permit;
+        let backend = app.backend()?;
+        let mut fields = body_fields(&body)?;
+        if let Some(model) = fields.string("model")? {
+            check_model(&model, backend.name(), &app.options)?;
+        }
+        answer(backend, fields)
+    });
+    answered.await.map(Json)
+}
