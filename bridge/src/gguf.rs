@@ -43,6 +43,9 @@ pub struct GgufInfo {
     pub eos: Option<i32>,
     /// `general.file_type`: the number of llama.cpp's `llama_ftype`.
     pub file_type: Option<u32>,
+    /// Whether its activations are scaled (`ffn.act.scales`): on MPT's graph,
+    /// the mark of a converted OPT.
+    pub has_activation_scales: bool,
     /// Parts that the model is split into (`split.count`), 1 for a single file.
     pub n_parts: usize,
     /// Bytes of the file.
@@ -234,7 +237,7 @@ impl<R: Read + Seek> Header<R> {
             of_architecture(&vocab_size).unwrap_or(0)
         })?;
 
-        let end = self.tensors_end(n_tensors)?;
+        let end = self.tensors_end(n_tensors, &mut info.has_activation_scales)?;
         if !alignment.is_power_of_two() {
             return format_error(format!("general.alignment is {alignment}"));
         }
@@ -254,10 +257,15 @@ impl<R: Read + Seek> Header<R> {
     }
 
     /// Reads the tensor table; the end of the last tensor, from the start of the data.
-    fn tensors_end(&mut self, n_tensors: u64) -> Result<u64, Problem> {
+    fn tensors_end(
+        &mut self,
+        n_tensors: u64,
+        has_activation_scales: &mut bool,
+    ) -> Result<u64, Problem> {
         let mut end = 0;
         for _ in 0..n_tensors {
             let name = self.text(MAX_NAME, "a tensor name")?;
+            *has_activation_scales |= name.ends_with(".ffn.act.scales");
             let n_dims = self.u32()?;
             if n_dims > MAX_DIMS {
                 return format_error(format!("tensor {name:?} has {n_dims} dimensions"));

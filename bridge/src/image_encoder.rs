@@ -10,7 +10,7 @@ use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
 use qformer::image::{ImageLimits, decode};
 use qformer::preprocess::Preprocessing;
 use qformer::wordpiece::TOKENIZER_DIR;
-use qformer::{Encoder, WordPiece};
+use qformer::{Encoder, JOINED_PATCHES, WordPiece, joined_patches};
 
 use crate::bundle::{Bundle, MANIFEST_FILE};
 use crate::projection::Projection;
@@ -32,7 +32,7 @@ pub struct ImageEncoder {
 pub struct ImageEncoding {
     /// ViT output after the last norm, `[batch, patches + 1, vision width]`.
     pub vision: Tensor,
-    /// Query embeddings, `[batch, queries, Q-Former width]`.
+    /// Query embeddings, `[batch, queries, Q-Former width]`, or joined patches.
     pub queries: Tensor,
     /// Rows for the language model, `[batch, queries, n_embd]`.
     pub soft_prompt: Tensor,
@@ -52,7 +52,7 @@ impl ImageEncoder {
         Self::new(
             &Checkpoint::open(dir)?,
             &config.vision_config,
-            &config.qformer_config,
+            Some(&config.qformer_config),
             config.num_query_tokens,
             read_qformer_tokenizer(dir, &config)?,
             read_preprocessing(dir, &config)?,
@@ -69,7 +69,7 @@ impl ImageEncoder {
         Self::new(
             bundle.checkpoint(),
             &manifest.vision,
-            &manifest.qformer,
+            manifest.qformer.as_ref(),
             manifest.num_query_tokens,
             bundle.qformer_tokenizer().cloned(),
             manifest.preprocessing.clone(),
@@ -80,24 +80,34 @@ impl ImageEncoder {
     fn new(
         checkpoint: &Checkpoint,
         vision: &VisionConfig,
-        qformer: &QFormerConfig,
+        qformer: Option<&QFormerConfig>,
         num_query_tokens: usize,
         tokenizer: Option<WordPiece>,
         preprocessing: Preprocessing,
         device: &Device,
     ) -> Result<Self> {
+        let (encoder, query_width) = match qformer {
+            Some(config) => {
+                let encoder = Encoder::load(
+                    checkpoint,
+                    vision,
+                    config,
+                    num_query_tokens,
+                    DType::F32,
+                    device,
+                )?;
+                (encoder, config.hidden_size)
+            }
+            None => (
+                Encoder::load_vision(checkpoint, vision, DType::F32, device)?,
+                JOINED_PATCHES * vision.hidden_size,
+            ),
+        };
         Ok(Self {
             preprocessing,
-            encoder: Encoder::load(
-                checkpoint,
-                vision,
-                qformer,
-                num_query_tokens,
-                DType::F32,
-                device,
-            )?,
+            encoder,
             tokenizer,
-            projection: Projection::load(checkpoint, qformer.hidden_size, device)?,
+            projection: Projection::load(checkpoint, query_width, device)?,
             limits: ImageLimits::default(),
             device: device.clone(),
         })
@@ -169,10 +179,10 @@ impl ImageEncoder {
     }
 
     fn queries(&self, vision: &Tensor, instructions: &[&str]) -> Result<Tensor> {
-        let qformer = self.encoder.qformer();
-        let queries = match &self.tokenizer {
-            None => qformer.forward(vision)?,
-            Some(tokenizer) => {
+        let queries = match (self.encoder.qformer(), &self.tokenizer) {
+            (None, _) => joined_patches(vision)?,
+            (Some(qformer), None) => qformer.forward(vision)?,
+            (Some(qformer), Some(tokenizer)) => {
                 let texts = instructions
                     .iter()
                     .map(|text| tokenizer.encode(text))

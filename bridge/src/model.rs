@@ -230,7 +230,8 @@ impl Model {
 
     /// What the Q-Former reads beside each picture, where it reads anything.
     fn instructions(&self, request: &Request) -> Vec<String> {
-        if !self.manifest.qformer.use_qformer_text_input {
+        let qformer = self.manifest.qformer.as_ref();
+        if !qformer.is_some_and(|qformer| qformer.use_qformer_text_input) {
             return Vec::new();
         }
         let n_images = request.images.len();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bridge::convert::LlmQuant;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use qformer::checkpoint::WeightType;
 
@@ -248,18 +249,31 @@ pub struct BundleArgs {
 where it stopped.
 
 Examples:
-  qbridge convert blip2-opt-2.7b/ --llm opt-2.7b-q4_k_m.gguf --out blip2-opt"
+  qbridge convert blip2-opt-2.7b/ --llm-quant Q8_0 --out blip2-opt
+  qbridge convert instructblip-vicuna-7b/ --llm vicuna-7b-v1.1.Q4_K_M.gguf --out instructblip
+  qbridge convert blip2_pretrained_flant5xl.pth eva_vit_g.pth --llm flan-t5-xl/ --out blip2-t5
+  qbridge convert prerained_minigpt4_7b.pth blip2_pretrained_flant5xxl.pth eva_vit_g.pth \\
+      --llm vicuna-7b-v0.gguf --out minigpt4"
 )]
 pub struct ConvertArgs {
-    /// Directory that transformers saved: config.json, preprocessor_config.json, safetensors
+    /// Directory that transformers saved, or the .pth files of LAVIS or MiniGPT-4
     #[arg(required = true, value_name = "SRC")]
     pub sources: Vec<PathBuf>,
-    /// The language model, a GGUF
-    #[arg(long, value_name = "FILE.gguf")]
-    pub llm: PathBuf,
+    /// The language model: a GGUF, or a directory that transformers saved [default: the
+    /// checkpoint's own]
+    #[arg(long, value_name = "PATH")]
+    pub llm: Option<PathBuf>,
+    /// Precision of the language model, such as Q4_K_M, Q8_0, F16 or F32; a GGUF stays as it is
+    /// [default: Q4_K_M]
+    #[arg(long, value_name = "TYPE")]
+    pub llm_quant: Option<LlmQuant>,
     /// Element type of ViT, Q-Former and projection: f16, bf16 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_weight_type)]
     pub vision: WeightType,
+    /// Side of the pictures it shall read, in pixels; the ViT's positions are interpolated
+    /// [default: the checkpoint's]
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(1..=2048))]
+    pub image_size: Option<u16>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub naming: NamingArgs,

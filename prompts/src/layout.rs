@@ -7,7 +7,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The names [`Layout::preset`] knows.
-pub const PRESETS: [&str; 7] = [
+pub const PRESETS: [&str; 8] = [
     "chat-template",
     "blip2",
     "blip2-opt",
@@ -15,6 +15,7 @@ pub const PRESETS: [&str; 7] = [
     "instructblip",
     "instructblip-t5",
     "minigpt4",
+    "minigpt4-llama2",
 ];
 
 /// Where a picture stands.
@@ -63,6 +64,7 @@ impl Layout {
     ///   and answers far worse behind `<s>`.
     /// - `instructblip-t5`: `[queries]{}[EOS]`, for an encoder.
     /// - `minigpt4`: MiniGPT-4's `###Human: <Img>[queries]</Img> {}###Assistant: ` (`minigpt4/conversation`).
+    /// - `minigpt4-llama2`: its `[BOS][INST] <Img>[rows]</Img> {} [/INST] ` for LLaMA-2.
     pub fn preset(name: &str) -> Result<Layout> {
         match name {
             "chat-template" => Ok(Layout::ChatTemplate(ChatTemplateLayout::default())),
@@ -72,6 +74,7 @@ impl Layout {
             "instructblip" => Ok(Layout::Turns(TurnsLayout::instructblip())),
             "instructblip-t5" => Ok(Layout::Turns(TurnsLayout::instructblip_t5())),
             "minigpt4" => Ok(Layout::Turns(TurnsLayout::minigpt4())),
+            "minigpt4-llama2" => Ok(Layout::Turns(TurnsLayout::minigpt4_llama2())),
             _ => Err(Error::UnknownPreset {
                 name: name.to_owned(),
             }),

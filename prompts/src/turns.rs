@@ -27,6 +27,8 @@ pub struct TurnsLayout {
     pub bos_token: SpecialToken,
     /// Whether the prompt ends with EOS, as encoders read it.
     pub eos: bool,
+    /// Whether each user's message has a BOS token before its prefix.
+    pub turn_bos: bool,
     /// Where pictures stand.
     pub image_position: ImagePosition,
     /// Text before a picture.
@@ -124,6 +126,20 @@ impl TurnsLayout {
         }
     }
 
+    /// MiniGPT-4 with LLaMA-2: `CONV_VISION_LLama2`. Its template writes `<s>` before each turn, which the reference's
+    /// tokenizer reads as BOS, behind the one that it puts before the system message itself.
+    pub(crate) fn minigpt4_llama2() -> TurnsLayout {
+        TurnsLayout {
+            stop: Vec::new(),
+            turn_bos: true,
+            system_suffix: String::new(),
+            user_prefix: "[INST] ".into(),
+            user_suffix: " [/INST] ".into(),
+            assistant_suffix: String::new(),
+            ..TurnsLayout::minigpt4()
+        }
+    }
+
     pub(crate) fn render(&self, messages: &[Message]) -> Result<Vec<Segment>> {
         check(messages, self.max_images)?;
         let caption = matches!(messages, [only] if asks_for_caption(only));
@@ -160,6 +176,9 @@ impl TurnsLayout {
                     segments.push_text(&self.system_suffix, false);
                 }
                 Role::User => {
+                    if self.turn_bos {
+                        segments.push(Segment::Token(self.bos_token));
+                    }
                     segments.push_text(&self.user_prefix, false);
                     self.push_content(message, &mut segments);
                     segments.push_text(&self.user_suffix, false);

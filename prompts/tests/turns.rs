@@ -164,6 +164,29 @@ fn minigpt4_takes_a_system_message_at_the_start() {
 }
 
 #[test]
+fn minigpt4_for_llama_2_begins_each_turn_with_bos() {
+    let messages = [
+        user(&["IMAGE", "What is it?"]),
+        assistant("A dog."),
+        user(&["Which breed?"]),
+    ];
+    assert_eq!(
+        render("minigpt4-llama2", &messages).unwrap(),
+        [
+            BOS,
+            Segment::text(MINIGPT4_SYSTEM),
+            BOS,
+            Segment::text("[INST] <Img>"),
+            Segment::Image(0),
+            Segment::text("</Img> What is it? [/INST] A dog."),
+            BOS,
+            Segment::text("[INST] Which breed? [/INST] "),
+        ]
+    );
+    assert!(Layout::preset("minigpt4-llama2").unwrap().stop().is_empty());
+}
+
+#[test]
 fn instructblip_reads_the_bare_instruction_behind_eos() {
     let question = [user(&["What is unusual about this image?", "IMAGE"])];
     let text = Segment::text("What is unusual about this image?");
@@ -251,7 +274,7 @@ fn presets_carry_what_ends_an_answer() {
     assert_eq!(
         error.to_string(),
         "there is no prompt layout named \"llava\"; there are chat-template, blip2, blip2-opt, blip2-t5, \
-         instructblip, instructblip-t5, minigpt4"
+         instructblip, instructblip-t5, minigpt4, minigpt4-llama2"
     );
 }
 

@@ -1,8 +1,9 @@
-//! Weights on disk: safetensors files, memory-mapped.
+//! Weights on disk, memory-mapped: safetensors files, and what `torch.save`
+//! writes.
 //!
 //! A checkpoint directory holds `model.safetensors`, or
-//! `model.safetensors.index.json` with the shards it names (Hugging Face's
-//! layout); a bundle is a list of files. Opening reads the headers alone and
+//! `model.safetensors.index.json` with the shards it names, or the same as
+//! `pytorch_model.bin` (Hugging Face's layout); a bundle is a list of files. Opening reads the headers alone and
 //! checks them whole, so that a file cut short or damaged is refused before
 //! anything is computed.
 //!
@@ -15,16 +16,36 @@ use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
+use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 pub use self::write::{Values, Weight, WeightType, write_weights};
 use crate::{Error, Result};
 
+mod pickle;
+mod pth;
 mod write;
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+/// A file of a checkpoint directory, and the index of its shards.
+const LAYOUTS: [(&str, &str, Format); 2] = [
+    (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        Format::Safetensors,
+    ),
+    (
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        Format::Torch,
+    ),
+];
+
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Safetensors,
+    Torch,
+}
 
 /// The tensors of one model, in one file or several.
 #[derive(Debug)]
@@ -84,26 +105,29 @@ impl Checkpoint {
     /// index and its shards disagree; each names the file.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let single = dir.join(SINGLE_FILE);
-        if single.exists() {
-            return Self::from_files(&[single]);
-        }
-        let index = dir.join(INDEX_FILE);
-        if index.exists() {
-            return Self::from_index(&index);
+        for (single, index, format) in LAYOUTS {
+            let single = dir.join(single);
+            if single.exists() {
+                return Self::read(&[single], format);
+            }
+            let index = dir.join(index);
+            if index.exists() {
+                return Self::from_index(&index, format);
+            }
         }
         std::fs::read_dir(dir).map_err(Error::io(dir))?;
-        let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
-            .iter()
-            .any(|name| dir.join(name).exists());
         Err(Error::NoCheckpoint {
             dir: dir.to_owned(),
-            hint: if pickled {
-                "; pytorch_model.bin is a pickle, which is not read: save the model with safe_serialization=True"
-            } else {
-                ""
-            },
         })
+    }
+
+    /// Opens a file that `torch.save` wrote: a state dictionary, or a
+    /// dictionary that has one as `model`. Code in its pickle is never run.
+    ///
+    /// # Errors
+    /// The file is missing, cut short, damaged, or holds something else.
+    pub fn from_pth(path: &Path) -> Result<Self> {
+        Self::read(&[path], Format::Torch)
     }
 
     /// Opens safetensors files as one checkpoint.
@@ -111,17 +135,21 @@ impl Checkpoint {
     /// # Errors
     /// A file is missing or damaged, or two of them hold the same tensor.
     pub fn from_files<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
+        Self::read(paths, Format::Safetensors)
+    }
+
+    fn read<P: AsRef<Path>>(paths: &[P], format: Format) -> Result<Self> {
         let mut checkpoint = Self {
             files: Vec::with_capacity(paths.len()),
             tensors: BTreeMap::new(),
         };
         for path in paths {
-            checkpoint.add_file(path.as_ref())?;
+            checkpoint.add_file(path.as_ref(), format)?;
         }
         Ok(checkpoint)
     }
 
-    fn from_index(path: &Path) -> Result<Self> {
+    fn from_index(path: &Path, format: Format) -> Result<Self> {
         let invalid = |reason: String| Error::Index {
             path: path.to_owned(),
             reason,
@@ -151,7 +179,7 @@ impl Checkpoint {
             }
             paths.push(file);
         }
-        let checkpoint = Self::from_files(&paths)?;
+        let checkpoint = Self::read(&paths, format)?;
         for (tensor, shard) in &index.weight_map {
             let file = dir.join(shard);
             let found = checkpoint.tensors.get(tensor);
@@ -165,40 +193,63 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn add_file(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        let map = map(&file).map_err(Error::io(path))?;
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|source| Error::Safetensors {
-                path: path.to_owned(),
-                source,
-            })?;
-        let data_start = header + size_of::<u64>();
-        for (name, info) in metadata.tensors() {
-            let entry = Entry {
-                file: self.files.len(),
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                range: data_start + info.data_offsets.0..data_start + info.data_offsets.1,
-            };
+    fn add_file(&mut self, path: &Path, format: Format) -> Result<()> {
+        let source = File::open(path).map_err(Error::io(path))?;
+        let map = map(&source).map_err(Error::io(path))?;
+        let file = self.files.len();
+        self.files.push(MappedFile {
+            path: path.to_owned(),
+            file: source,
+            map,
+        });
+        let map = &self.files[file].map;
+        let entries: Vec<(String, Entry)> = match format {
+            Format::Safetensors => {
+                let (header, metadata) =
+                    SafeTensors::read_metadata(map).map_err(|source| Error::Safetensors {
+                        path: path.to_owned(),
+                        source,
+                    })?;
+                let start = header + size_of::<u64>();
+                let entry = |info: &TensorInfo| Entry {
+                    file,
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    range: start + info.data_offsets.0..start + info.data_offsets.1,
+                };
+                metadata
+                    .tensors()
+                    .into_iter()
+                    .map(|(name, info)| (name, entry(info)))
+                    .collect()
+            }
+            Format::Torch => pth::tensors(map)
+                .map_err(|reason| Error::Torch {
+                    path: path.to_owned(),
+                    reason,
+                })?
+                .into_iter()
+                .map(|tensor| {
+                    let entry = Entry {
+                        file,
+                        dtype: tensor.dtype,
+                        shape: tensor.shape,
+                        range: tensor.range,
+                    };
+                    (tensor.name, entry)
+                })
+                .collect(),
+        };
+        for (name, entry) in entries {
             if let Some(other) = self.tensors.get(&name) {
-                let first = self
-                    .files
-                    .get(other.file)
-                    .map_or_else(|| path.to_owned(), |file| file.path.clone());
                 return Err(Error::DuplicateTensor {
                     tensor: name,
-                    first,
+                    first: self.files[other.file].path.clone(),
                     second: path.to_owned(),
                 });
             }
             self.tensors.insert(name, entry);
         }
-        self.files.push(MappedFile {
-            path: path.to_owned(),
-            file,
-            map,
-        });
         Ok(())
     }
 

@@ -26,9 +26,14 @@ pub enum Activation {
     #[default]
     #[serde(rename = "gelu")]
     Gelu,
+    /// `x * sigmoid(1.702 * x)`, as CLIP has it.
+    #[serde(rename = "quick_gelu")]
+    QuickGelu,
 }
 
-/// `Blip2VisionConfig`: the frozen ViT.
+/// `Blip2VisionConfig`: the frozen ViT. `patch_bias`, `pre_layernorm` and
+/// `post_layernorm_eps` are this crate's own: Hugging Face's towers all have the
+/// defaults, LAVIS's do not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VisionConfig {
@@ -46,10 +51,19 @@ pub struct VisionConfig {
     pub patch_size: usize,
     /// Activation of the MLP.
     pub hidden_act: Activation,
-    /// Epsilon of every LayerNorm, `post_layernorm` too.
+    /// Epsilon of every LayerNorm, `post_layernorm` too unless it has its own.
     pub layer_norm_eps: f64,
+    /// Epsilon of `post_layernorm`: LAVIS gives its `ln_vision` 1e-5 above
+    /// EVA's blocks of 1e-6, Hugging Face's conversion 1e-6 throughout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub post_layernorm_eps: Option<f64>,
     /// Whether the fused query, key and value layer has a bias.
     pub qkv_bias: bool,
+    /// Whether the patch embedding has a bias; CLIP's has none.
+    pub patch_bias: bool,
+    /// Whether a LayerNorm, `pre_layernorm`, follows the embeddings, as in
+    /// CLIP.
+    pub pre_layernorm: bool,
 }
 
 impl Default for VisionConfig {
@@ -63,7 +77,10 @@ impl Default for VisionConfig {
             patch_size: 14,
             hidden_act: Activation::Gelu,
             layer_norm_eps: 1e-6,
+            post_layernorm_eps: None,
             qkv_bias: true,
+            patch_bias: true,
+            pre_layernorm: false,
         }
     }
 }
@@ -92,6 +109,9 @@ impl VisionConfig {
         size("vision_config.patch_size", self.patch_size)?;
         heads("vision_config", self.num_attention_heads, self.hidden_size)?;
         epsilon("vision_config.layer_norm_eps", self.layer_norm_eps)?;
+        if let Some(eps) = self.post_layernorm_eps {
+            epsilon("vision_config.post_layernorm_eps", eps)?;
+        }
         if self.patch_size > self.image_size {
             return Err(value(
                 "vision_config.patch_size",
@@ -175,6 +195,12 @@ impl QFormerConfig {
             "qformer_config.max_position_embeddings",
             self.max_position_embeddings,
         )?;
+        if self.hidden_act != Activation::Gelu {
+            return Err(value(
+                "qformer_config.hidden_act",
+                "only \"gelu\" is known in a Q-Former".to_owned(),
+            ));
+        }
         heads("qformer_config", self.num_attention_heads, self.hidden_size)?;
         epsilon("qformer_config.layer_norm_eps", self.layer_norm_eps)
     }
@@ -429,10 +455,14 @@ mod tests {
                 "model_type: \"blip\" is not known (known: \"blip-2\", [\"instructblip\", \"instructblipvideo\"])",
             ),
             (
-                r#"{"vision_config": {"hidden_act": "quick_gelu"}}"#,
-                "quick_gelu",
+                r#"{"vision_config": {"hidden_act": "gelu_new"}}"#,
+                "gelu_new",
             ),
             (r#"{"qformer_config": {"hidden_act": "relu"}}"#, "relu"),
+            (
+                r#"{"qformer_config": {"hidden_act": "quick_gelu"}}"#,
+                "qformer_config.hidden_act",
+            ),
             (
                 r#"{"vision_config": {"num_attention_heads": 0}}"#,
                 "vision_config.num_attention_heads: 0",

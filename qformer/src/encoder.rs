@@ -1,4 +1,4 @@
-//! ViT and Q-Former in a row.
+//! ViT and Q-Former in a row, or a ViT alone.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -8,11 +8,15 @@ use crate::model::QFormerModel;
 use crate::vision::VisionModel;
 use crate::{Error, Result};
 
+/// Patches, one after the other, that a model without a Q-Former joins to one
+/// row (MiniGPT-4, `minigpt4.py`, `encode_img`).
+pub const JOINED_PATCHES: usize = 4;
+
 /// The frozen ViT and the Q-Former of one model.
 #[derive(Debug)]
 pub struct Encoder {
     vision: VisionModel,
-    qformer: QFormerModel,
+    qformer: Option<QFormerModel>,
 }
 
 /// What [`Encoder::encode`] gives, f32 whatever was computed in.
@@ -20,7 +24,8 @@ pub struct Encoder {
 pub struct Encoding {
     /// ViT output after the last norm, `[batch, positions, vision width]`.
     pub vision: Tensor,
-    /// Query embeddings, `[batch, queries, Q-Former width]`.
+    /// Query embeddings, `[batch, queries, Q-Former width]`; without a
+    /// Q-Former, patches joined by four, `[batch, patches / 4, 4 * vision width]`.
     pub queries: Tensor,
 }
 
@@ -53,7 +58,35 @@ impl Encoder {
         let weights = checkpoint.weights(dtype, device);
         Ok(Self {
             vision: VisionModel::load(&weights.pp("vision_model"), vision)?,
-            qformer: QFormerModel::load(&weights, qformer, num_query_tokens)?,
+            qformer: Some(QFormerModel::load(&weights, qformer, num_query_tokens)?),
+        })
+    }
+
+    /// Loads `vision_model.*` of a model without a Q-Former.
+    ///
+    /// # Errors
+    /// As [`Encoder::load`]'s; or the patches are no multiple of
+    /// [`JOINED_PATCHES`].
+    pub fn load_vision(
+        checkpoint: &Checkpoint,
+        vision: &VisionConfig,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let patches = vision.grid() * vision.grid();
+        if !patches.is_multiple_of(JOINED_PATCHES) {
+            return Err(Error::ConfigValue {
+                field: "vision_config.image_size".to_owned(),
+                reason: format!(
+                    "{} makes {patches} patches, which cannot be joined by {JOINED_PATCHES}",
+                    vision.image_size
+                ),
+            });
+        }
+        let weights = checkpoint.weights(dtype, device);
+        Ok(Self {
+            vision: VisionModel::load(&weights.pp("vision_model"), vision)?,
+            qformer: None,
         })
     }
 
@@ -63,8 +96,8 @@ impl Encoder {
     }
 
     /// The Q-Former, to be run alone.
-    pub fn qformer(&self) -> &QFormerModel {
-        &self.qformer
+    pub fn qformer(&self) -> Option<&QFormerModel> {
+        self.qformer.as_ref()
     }
 
     /// Encodes normalized pixels `[batch, 3, image_size, image_size]`.
@@ -73,16 +106,33 @@ impl Encoder {
     /// [`Error::Text`] where the Q-Former reads a text too;
     /// `pixels` has another shape, or the device fails.
     pub fn encode(&self, pixels: &Tensor) -> Result<Encoding> {
-        if self.qformer.reads_text() {
+        if self.qformer.as_ref().is_some_and(QFormerModel::reads_text) {
             return Err(Error::Text {
                 reason: "this Q-Former reads one beside the picture, and none is given".to_owned(),
             });
         }
         let vision = self.vision.forward(pixels)?;
-        let queries = self.qformer.forward(&vision)?;
+        let queries = match &self.qformer {
+            Some(qformer) => qformer.forward(&vision)?,
+            None => joined_patches(&vision)?,
+        };
         Ok(Encoding {
             vision: vision.to_dtype(DType::F32)?,
             queries: queries.to_dtype(DType::F32)?,
         })
     }
+}
+
+/// ViT output `[batch, 1 + patches, width]` to rows of four patches each, the
+/// class token left out: `[batch, patches / 4, 4 * width]`, what a model
+/// without a Q-Former has for query embeddings.
+///
+/// # Errors
+/// `vision` has other than three dimensions.
+pub fn joined_patches(vision: &Tensor) -> candle_core::Result<Tensor> {
+    let (batch, positions, width) = vision.dims3()?;
+    let rows = positions.saturating_sub(1) / JOINED_PATCHES;
+    vision
+        .narrow(1, 1, rows * JOINED_PATCHES)?
+        .reshape((batch, rows, JOINED_PATCHES * width))
 }

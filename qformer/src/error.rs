@@ -37,12 +37,10 @@ pub enum Error {
         reason: String,
     },
     /// A directory holds no checkpoint.
-    #[error("{}: neither model.safetensors nor model.safetensors.index.json is here{hint}", dir.display())]
+    #[error("{}: neither model.safetensors nor pytorch_model.bin is here, nor model.safetensors.index.json or pytorch_model.bin.index.json of their shards", dir.display())]
     NoCheckpoint {
         /// The directory.
         dir: PathBuf,
-        /// What to do about it, where that is known.
-        hint: &'static str,
     },
     /// A file is no safetensors file, is cut short or is damaged.
     #[error("{}: not a whole safetensors file: {source}", path.display())]
@@ -51,6 +49,22 @@ pub enum Error {
         path: PathBuf,
         /// What the parser said.
         source: safetensors::SafeTensorError,
+    },
+    /// A file is none that `torch.save` wrote, is cut short or is damaged.
+    #[error("{}: {reason}", path.display())]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The files that were given do not make a model.
+    #[error("{files}: {reason}")]
+    Parts {
+        /// The files.
+        files: String,
+        /// What is missing or wrong, and what to give.
+        reason: String,
     },
     /// A `model.safetensors.index.json` cannot be used.
     #[error("{}: {reason}", path.display())]

@@ -22,6 +22,21 @@ fn gelu_loop(values: &mut [f32]) {
     }
 }
 
+/// `x * sigmoid(1.702 * x)` in place.
+pub(crate) fn quick_gelu(values: &mut [f32]) {
+    Arch::new().dispatch(|| quick_gelu_loop(values));
+}
+
+#[inline(always)]
+fn quick_gelu_loop(values: &mut [f32]) {
+    for x in values {
+        let scaled = 1.702 * *x;
+        // `exp` of what is not positive: it cannot overflow.
+        let e = exp(-scaled.abs());
+        *x *= if scaled < 0.0 { e } else { 1.0 } / (1.0 + e);
+    }
+}
+
 /// Softmax of each row of `width` values, in place.
 pub(crate) fn softmax(values: &mut [f32], width: usize) {
     Arch::new().dispatch(|| {
@@ -162,6 +177,22 @@ mod tests {
     fn grid(from: f32, to: f32) -> impl Iterator<Item = f32> {
         let n = 400_000;
         (0..=n).map(move |i| from + (to - from) * i as f32 / n as f32)
+    }
+
+    #[test]
+    fn quick_gelu_is_the_sigmoid_s() {
+        for i in -4000..=4000 {
+            let x = i as f32 / 100.0;
+            let exact = f64::from(x) / (1.0 + (-1.702 * f64::from(x)).exp());
+            let mut y = [x; 37];
+            quick_gelu(&mut y);
+            assert!(
+                y.iter()
+                    .all(|y| (f64::from(*y) - exact).abs() <= 1e-6 * exact.abs().max(1e-6)),
+                "quick_gelu({x}) = {}, not {exact}",
+                y[0]
+            );
+        }
     }
 
     #[test]

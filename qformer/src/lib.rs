@@ -33,14 +33,16 @@ mod encoder;
 mod error;
 pub mod image;
 mod kernels;
+pub mod lavis;
 mod linear;
 pub mod model;
 mod norm;
+pub mod positions;
 pub mod preprocess;
 mod resize;
 pub mod vision;
 pub mod wordpiece;
 
-pub use encoder::{Encoder, Encoding};
+pub use encoder::{Encoder, Encoding, JOINED_PATCHES, joined_patches};
 pub use error::{Error, Result};
 pub use wordpiece::WordPiece;

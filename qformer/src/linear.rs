@@ -11,6 +11,7 @@ use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, P
 use rten_tensor::NdTensorView;
 
 use crate::checkpoint::Weights;
+use crate::config::Activation;
 use crate::kernels;
 
 /// Values a thread takes at a time in an element-wise pass: within its L2.
@@ -88,7 +89,7 @@ impl Linear {
         match &self.kind {
             Kind::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&Product {
                 packed,
-                gelu: false,
+                activation: None,
             }),
             Kind::Dense { weight_t, bias } => dense(x, weight_t, bias.as_ref()),
         }
@@ -96,11 +97,27 @@ impl Linear {
 
     /// `gelu(forward(x))`.
     pub fn forward_gelu(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.forward_activated(x, Activation::Gelu)
+    }
+
+    /// `activation(forward(x))`.
+    pub fn forward_activated(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+    ) -> candle_core::Result<Tensor> {
         match &self.kind {
-            Kind::Packed(packed) => x
-                .contiguous()?
-                .apply_op1_no_bwd(&Product { packed, gelu: true }),
-            Kind::Dense { weight_t, bias } => dense(x, weight_t, bias.as_ref())?.gelu_erf(),
+            Kind::Packed(packed) => x.contiguous()?.apply_op1_no_bwd(&Product {
+                packed,
+                activation: Some(activation),
+            }),
+            Kind::Dense { weight_t, bias } => {
+                let y = dense(x, weight_t, bias.as_ref())?;
+                match activation {
+                    Activation::Gelu => y.gelu_erf(),
+                    Activation::QuickGelu => &y * candle_nn::ops::sigmoid(&(&y * 1.702)?)?,
+                }
+            }
         }
     }
 
@@ -111,7 +128,7 @@ impl Linear {
                 &residual.contiguous()?,
                 &Product {
                     packed,
-                    gelu: false,
+                    activation: None,
                 },
             ),
             Kind::Dense { weight_t, bias } => dense(x, weight_t, bias.as_ref())? + residual,
@@ -138,7 +155,7 @@ fn dense(x: &Tensor, weight_t: &Tensor, bias: Option<&Tensor>) -> candle_core::R
 
 struct Product<'a> {
     packed: &'a Packed,
-    gelu: bool,
+    activation: Option<Activation>,
 }
 
 impl Product<'_> {
@@ -161,8 +178,11 @@ impl Product<'_> {
                 options,
             )
             .map_err(candle_core::Error::wrap)?;
-        if self.gelu {
-            output.par_chunks_mut(CHUNK).for_each(kernels::gelu);
+        if let Some(activation) = self.activation {
+            output.par_chunks_mut(CHUNK).for_each(match activation {
+                Activation::Gelu => kernels::gelu,
+                Activation::QuickGelu => kernels::quick_gelu,
+            });
         }
         Ok(())
     }
@@ -281,10 +301,12 @@ mod tests {
                     &packed.forward(&x).unwrap(),
                     &portable.forward(&x64).unwrap(),
                 );
-                assert_same(
-                    &packed.forward_gelu(&x).unwrap(),
-                    &portable.forward_gelu(&x64).unwrap(),
-                );
+                for activation in [Activation::Gelu, Activation::QuickGelu] {
+                    assert_same(
+                        &packed.forward_activated(&x, activation).unwrap(),
+                        &portable.forward_activated(&x64, activation).unwrap(),
+                    );
+                }
                 assert_same(
                     &packed.forward_add(&x, &residual).unwrap(),
                     &portable.forward_add(&x64, &residual64).unwrap(),

@@ -5,15 +5,15 @@
 //! query, key and value layer, learned absolute positions, and a LayerNorm
 //! over all tokens at the end. Reference: transformers 5.23,
 //! `models/blip_2/modeling_blip_2.py`, `Blip2VisionModel`, whose tensor names
-//! are kept. LAVIS gives that last norm an epsilon of 1e-5; as in the
-//! reference, it is the config's here.
+//! are kept. CLIP's towers, which LAVIS also uses, differ by the config's
+//! `hidden_act`, `patch_bias` and `pre_layernorm` (LAVIS, `models/clip_vit.py`).
 
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 use crate::attention::attention;
 use crate::checkpoint::Weights;
-use crate::config::VisionConfig;
+use crate::config::{Activation, VisionConfig};
 use crate::linear::Linear;
 use crate::norm::LayerNorm;
 use crate::{Error, Result};
@@ -39,7 +39,7 @@ impl VisionModel {
             post_layernorm: LayerNorm::load(
                 &weights.pp("post_layernorm"),
                 config.hidden_size,
-                config.layer_norm_eps,
+                config.post_layernorm_eps.unwrap_or(config.layer_norm_eps),
             )?,
         })
     }
@@ -66,6 +66,7 @@ struct Embeddings {
     class_embedding: Tensor,
     /// `[1, patches, hidden_size]`.
     patch_positions: Tensor,
+    pre_layernorm: Option<LayerNorm>,
     image_size: usize,
     patch_size: usize,
 }
@@ -78,16 +79,24 @@ impl Embeddings {
         let weight = patch
             .get("weight", &[width, 3, patch_size, patch_size])?
             .reshape((width, 3 * patch_size * patch_size))?;
-        let bias = patch.get("bias", &[width])?;
+        let bias = config
+            .patch_bias
+            .then(|| patch.get("bias", &[width]))
+            .transpose()?;
+        let pre_layernorm = weights.pp("pre_layernorm");
         let positions = config.positions();
         let position_embedding = weights.get("position_embedding", &[1, positions, width])?;
         let class_embedding = weights.get("class_embedding", &[1, 1, width])?;
         Ok(Self {
-            patch_embedding: Linear::new(&weight, Some(bias))?,
+            patch_embedding: Linear::new(&weight, bias)?,
             class_embedding: (class_embedding + position_embedding.narrow(1, 0, 1)?)?,
             patch_positions: position_embedding
                 .narrow(1, 1, positions - 1)?
                 .contiguous()?,
+            pre_layernorm: config
+                .pre_layernorm
+                .then(|| LayerNorm::load(&pre_layernorm, width, config.layer_norm_eps))
+                .transpose()?,
             image_size: config.image_size,
             patch_size,
         })
@@ -127,7 +136,11 @@ impl Embeddings {
         let class = self
             .class_embedding
             .broadcast_as((batch, 1, patches.dim(D::Minus1)?))?;
-        Ok(Tensor::cat(&[&class, &patches], 1)?)
+        let embeddings = Tensor::cat(&[&class, &patches], 1)?;
+        match &self.pre_layernorm {
+            Some(norm) => Ok(norm.forward(&embeddings)?),
+            None => Ok(embeddings),
+        }
     }
 }
 
@@ -194,6 +207,7 @@ impl Attention {
 struct Mlp {
     fc1: Linear,
     fc2: Linear,
+    activation: Activation,
 }
 
 impl Mlp {
@@ -202,11 +216,13 @@ impl Mlp {
         Ok(Self {
             fc1: Linear::load(&weights.pp("fc1"), width, inner, true)?,
             fc2: Linear::load(&weights.pp("fc2"), inner, width, true)?,
+            activation: config.hidden_act,
         })
     }
 
     /// The MLP of `x`, added to `residual`.
     fn forward_add(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
-        self.fc2.forward_add(&self.fc1.forward_gelu(x)?, residual)
+        let inner = self.fc1.forward_activated(x, self.activation)?;
+        self.fc2.forward_add(&inner, residual)
     }
 }

@@ -62,6 +62,41 @@ fn a_converted_checkpoint_answers_as_transformers_does() {
 }
 
 #[test]
+fn a_checkpoint_s_own_language_model_answers_as_transformers_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tiny");
+    stdout(
+        qbridge(["convert", "--vision", "f32", "--llm-quant", "f32", "--out"])
+            .arg(&out)
+            .arg(golden("llm/checkpoint")),
+    );
+    let golden = read_json(&golden("llm/golden.json"));
+    for case in golden["cases"].as_array().unwrap() {
+        let ids = answer_ids(
+            &out,
+            case["picture"].as_str().unwrap(),
+            case["prompt"].as_str().unwrap(),
+            &golden["max_new_tokens"],
+        );
+        assert_eq!(ids, case["answer_ids"], "{case}");
+    }
+}
+
+#[test]
+fn a_language_model_from_a_directory_of_its_own_is_refused_where_it_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tiny");
+    // What is in the directory is a BLIP-2, not a language model.
+    let checkpoint = golden("llm/checkpoint");
+    let error = one_line_error(&mut convert(&checkpoint, &checkpoint, &out));
+    assert!(error.contains("model_type \"blip-2\""), "{error}");
+    let quantized = one_line_error(
+        convert(&checkpoint, &golden("llm/llm.gguf"), &out).args(["--llm-quant", "Q8_0"]),
+    );
+    assert!(quantized.contains("--llm-quant"), "{quantized}");
+}
+
+#[test]
 fn weights_get_the_type_that_is_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let source = Checkpoint::open(golden("llm/checkpoint")).unwrap();

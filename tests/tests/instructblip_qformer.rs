@@ -50,7 +50,11 @@ fn instructions(golden: &GoldenModel, name: &str) -> Vec<(String, Vec<u32>)> {
 }
 
 fn queries(encoder: &Encoder, vision: &Tensor, texts: &[Vec<u32>]) -> Tensor {
-    let queries = encoder.qformer().forward_with_texts(vision, texts).unwrap();
+    let queries = encoder
+        .qformer()
+        .unwrap()
+        .forward_with_texts(vision, texts)
+        .unwrap();
     queries.to_dtype(DType::F32).unwrap()
 }
 
@@ -60,7 +64,7 @@ fn equals_transformers(name: &str) {
     let dir = golden.checkpoint_dir();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let encoder = golden.load(&checkpoint, DType::F32).unwrap();
-    assert!(encoder.qformer().reads_text());
+    assert!(encoder.qformer().unwrap().reads_text());
     let pixels = golden.pixels();
     let vision = encoder.vision().forward(&pixels).unwrap();
     let texts: Vec<Vec<u32>> = instructions(&golden, name)
@@ -184,9 +188,14 @@ fn texts_that_cannot_be_read_are_refused() {
         .load(&Checkpoint::open(dir.path()).unwrap(), DType::F32)
         .unwrap();
     let vision = encoder.vision().forward(&golden.pixels()).unwrap();
-    let read = |texts: &[Vec<u32>]| encoder.qformer().forward_with_texts(&vision, texts);
+    let read = |texts: &[Vec<u32>]| {
+        encoder
+            .qformer()
+            .unwrap()
+            .forward_with_texts(&vision, texts)
+    };
     let none = vec![Vec::new(); 3];
-    let without = encoder.qformer().forward(&vision).unwrap();
+    let without = encoder.qformer().unwrap().forward(&vision).unwrap();
     assert_eq!(max_difference(&read(&none).unwrap(), &without), 0.0);
     let too_long = vec![vec![1; 203], vec![1], vec![1]];
     let unknown = vec![vec![1], vec![427], vec![1]];
@@ -208,7 +217,10 @@ fn texts_that_cannot_be_read_are_refused() {
     let encoder = blip2
         .load(&Checkpoint::open(dir.path()).unwrap(), DType::F32)
         .unwrap();
-    let error = encoder.qformer().forward_with_texts(&vision, &none);
+    let error = encoder
+        .qformer()
+        .unwrap()
+        .forward_with_texts(&vision, &none);
     let error = error.unwrap_err().to_string();
     assert!(error.contains("reads no text"), "{error}");
 }

@@ -493,9 +493,14 @@ fn a_directory_without_weights_says_what_it_looked_for() {
         error.contains("model.safetensors") && error.contains("index.json"),
         "{error}"
     );
-    std::fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
-    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("pickle"), "{error}");
+    let bin = dir.path().join("pytorch_model.bin");
+    std::fs::write(&bin, b"\x80\x02}.").unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::Torch { .. }), "{error}");
+    assert!(
+        error.to_string().starts_with(bin.to_str().unwrap()),
+        "{error}"
+    );
     let missing = dir.path().join("nowhere");
     assert!(matches!(Checkpoint::open(&missing), Err(Error::Io { path, .. }) if path == missing));
     assert!(Checkpoint::from_files(&[dir.path()]).is_err());

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use prompts::Layout;
+use qformer::JOINED_PATCHES;
 use qformer::config::{QFormerConfig, VisionConfig};
 use qformer::preprocess::Preprocessing;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,13 @@ pub(crate) const BLIP2: &str = "blip-2";
 /// The family whose Q-Former also reads the instruction.
 pub(crate) const INSTRUCT_BLIP: &str = "instructblip";
 
+/// MiniGPT-4: BLIP-2's vision side before a chat model, with or without its
+/// Q-Former.
+pub(crate) const MINIGPT4: &str = "minigpt4";
+
+/// The families of vision sides that are known.
+pub const FAMILIES: [&str; 3] = [BLIP2, INSTRUCT_BLIP, MINIGPT4];
+
 /// A manifest is small; anything larger is not one.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
@@ -34,14 +42,16 @@ pub struct Manifest {
     pub format: u32,
     /// Name of the model, as `/v1/models` lists it.
     pub name: String,
-    /// Family of the vision side: `blip-2` or `instructblip`.
+    /// Family of the vision side, one of [`FAMILIES`].
     pub family: String,
-    /// Query embeddings, and so soft-prompt rows, for a picture.
+    /// Soft-prompt rows for a picture: its query embeddings, or, without a
+    /// Q-Former, its patches joined by four.
     pub num_query_tokens: usize,
     /// The frozen ViT.
     pub vision: VisionConfig,
-    /// The Q-Former.
-    pub qformer: QFormerConfig,
+    /// The Q-Former; some of MiniGPT-4's models have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qformer: Option<QFormerConfig>,
     /// How pictures become pixels.
     pub preprocessing: Preprocessing,
     /// How text and pictures are laid out in a prompt.
@@ -76,8 +86,9 @@ pub struct Source {
 pub struct Files {
     /// `vision_model.*`.
     pub vision: FileEntry,
-    /// `query_tokens` and `qformer.*`.
-    pub qformer: FileEntry,
+    /// `query_tokens` and `qformer.*`, where there is a Q-Former.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qformer: Option<FileEntry>,
     /// The tokenizer of a Q-Former that reads text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qformer_tokenizer: Option<FileEntry>,
@@ -89,18 +100,16 @@ pub struct Files {
 
 impl Files {
     /// Part names with their entries, in the order of the pipeline.
-    pub fn parts(&self) -> Vec<(&'static str, &FileEntry)> {
-        let tokenizer = self.qformer_tokenizer.as_ref();
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, &FileEntry)> {
         [
-            Some(("vision", &self.vision)),
-            Some(("qformer", &self.qformer)),
-            tokenizer.map(|entry| ("qformer_tokenizer", entry)),
-            Some(("projection", &self.projection)),
-            Some(("llm", &self.llm)),
+            ("vision", Some(&self.vision)),
+            ("qformer", self.qformer.as_ref()),
+            ("qformer_tokenizer", self.qformer_tokenizer.as_ref()),
+            ("projection", Some(&self.projection)),
+            ("llm", Some(&self.llm)),
         ]
         .into_iter()
-        .flatten()
-        .collect()
+        .filter_map(|(part, entry)| Some((part, entry?)))
     }
 }
 
@@ -149,6 +158,14 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Width of the rows that the projection reads.
+    pub fn query_width(&self) -> usize {
+        match &self.qformer {
+            Some(qformer) => qformer.hidden_size,
+            None => JOINED_PATCHES * self.vision.hidden_size,
+        }
+    }
+
     /// The manifest as TOML.
     ///
     /// # Errors
@@ -164,20 +181,27 @@ impl Manifest {
                 self.format
             ));
         }
-        let reads_text = match self.family.as_str() {
-            BLIP2 => false,
-            INSTRUCT_BLIP => true,
-            family => {
+        if !FAMILIES.contains(&self.family.as_str()) {
+            return Err(format!(
+                "family = {:?} is not known (known: {FAMILIES:?})",
+                self.family
+            ));
+        }
+        if self.qformer.is_some() != self.files.qformer.is_some() {
+            return Err("a Q-Former needs both the table qformer and files.qformer".to_owned());
+        }
+        let reads_text = self.family == INSTRUCT_BLIP;
+        match &self.qformer {
+            None if self.family != MINIGPT4 => {
+                return Err(format!("the family {:?} has a Q-Former", self.family));
+            }
+            Some(qformer) if qformer.use_qformer_text_input != reads_text => {
                 return Err(format!(
-                    "family = {family:?} is not known (known: {BLIP2:?}, {INSTRUCT_BLIP:?})"
+                    "qformer.use_qformer_text_input = {} does not go with family = {:?}",
+                    qformer.use_qformer_text_input, self.family
                 ));
             }
-        };
-        if self.qformer.use_qformer_text_input != reads_text {
-            return Err(format!(
-                "qformer.use_qformer_text_input = {} does not go with family = {:?}",
-                self.qformer.use_qformer_text_input, self.family
-            ));
+            _ => {}
         }
         if self.files.qformer_tokenizer.is_some() != reads_text {
             return Err(if reads_text {

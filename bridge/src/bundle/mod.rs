@@ -13,10 +13,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use generation::GenerationDefaults;
-pub(crate) use manifest::{BLIP2, FORMAT, INSTRUCT_BLIP};
-pub use manifest::{FileEntry, Files, MANIFEST_FILE, Manifest, Source};
-use qformer::WordPiece;
+pub(crate) use manifest::{BLIP2, FORMAT, INSTRUCT_BLIP, MINIGPT4};
+pub use manifest::{FAMILIES, FileEntry, Files, MANIFEST_FILE, Manifest, Source};
 use qformer::checkpoint::Checkpoint;
+use qformer::{JOINED_PATCHES, WordPiece};
 use sha2::{Digest, Sha256};
 
 use crate::language_model::GgufInfo;
@@ -56,11 +56,13 @@ impl Bundle {
             }
         }
         let files = &manifest.files;
-        let checkpoint = Checkpoint::from_files(&[
-            dir.join(&files.vision.path),
-            dir.join(&files.qformer.path),
-            dir.join(&files.projection.path),
-        ])?;
+        let weights: Vec<PathBuf> = [Some(&files.vision), files.qformer.as_ref()]
+            .into_iter()
+            .flatten()
+            .chain([&files.projection])
+            .map(|entry| dir.join(&entry.path))
+            .collect();
+        let checkpoint = Checkpoint::from_files(&weights)?;
         let llm_path = dir.join(&files.llm.path);
         let llm = GgufInfo::read(&llm_path)?;
         let find = |name: &str| {
@@ -68,9 +70,11 @@ impl Bundle {
             Ok((tensor.shape.to_vec(), tensor.path.to_owned()))
         };
         check_fit(&manifest, &find, &llm, &llm_path)?;
-        let tokenizer = files.qformer_tokenizer.as_ref();
-        let qformer_tokenizer = tokenizer
-            .map(|entry| WordPiece::open(&dir.join(&entry.path), &manifest.qformer))
+        let qformer_tokenizer = files
+            .qformer_tokenizer
+            .as_ref()
+            .zip(manifest.qformer.as_ref())
+            .map(|(entry, qformer)| WordPiece::open(&dir.join(&entry.path), qformer))
             .transpose()?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -153,19 +157,6 @@ pub(crate) fn check_fit(
             right,
         })
     };
-    if manifest.qformer.encoder_hidden_size != manifest.vision.hidden_size {
-        return mismatch(
-            "vision width",
-            format!(
-                "the Q-Former reads rows of {}",
-                manifest.qformer.encoder_hidden_size
-            ),
-            format!(
-                "the vision tower gives rows of {}",
-                manifest.vision.hidden_size
-            ),
-        );
-    }
     if manifest.preprocessing.size != manifest.vision.image_size {
         return mismatch(
             "picture size",
@@ -179,19 +170,42 @@ pub(crate) fn check_fit(
             ),
         );
     }
-    let name = "query_tokens";
-    let (shape, path) = find(name)?;
-    let expected = [1, manifest.num_query_tokens, manifest.qformer.hidden_size];
-    if shape != expected {
-        return mismatch(
-            "query tokens",
-            format!("{} holds {name} {shape:?}", path.display()),
-            format!("{MANIFEST_FILE} says {expected:?}"),
-        );
+    if let Some(qformer) = &manifest.qformer {
+        if qformer.encoder_hidden_size != manifest.vision.hidden_size {
+            return mismatch(
+                "vision width",
+                format!("the Q-Former reads rows of {}", qformer.encoder_hidden_size),
+                format!(
+                    "the vision tower gives rows of {}",
+                    manifest.vision.hidden_size
+                ),
+            );
+        }
+        let name = "query_tokens";
+        let (shape, path) = find(name)?;
+        let expected = [1, manifest.num_query_tokens, qformer.hidden_size];
+        if shape != expected {
+            return mismatch(
+                "query tokens",
+                format!("{} holds {name} {shape:?}", path.display()),
+                format!("{MANIFEST_FILE} says {expected:?}"),
+            );
+        }
+    } else {
+        let rows = manifest.vision.grid() * manifest.vision.grid() / JOINED_PATCHES;
+        if manifest.num_query_tokens != rows {
+            return mismatch(
+                "soft prompt",
+                format!("{MANIFEST_FILE} says {} rows", manifest.num_query_tokens),
+                format!("the vision tower's patches make {rows}"),
+            );
+        }
     }
-    if manifest.qformer.use_qformer_text_input {
+    if let Some(qformer) = &manifest.qformer
+        && qformer.use_qformer_text_input
+    {
         let name = "qformer.embeddings.word_embeddings.weight";
-        let expected = [manifest.qformer.vocab_size, manifest.qformer.hidden_size];
+        let expected = [qformer.vocab_size, qformer.hidden_size];
         let family = format!(
             "the Q-Former of family {INSTRUCT_BLIP} reads the instruction through them, {expected:?}"
         );
@@ -209,17 +223,17 @@ pub(crate) fn check_fit(
     }
     let name = "language_projection.weight";
     let (shape, path) = find(name)?;
-    let expected = [llm.n_embd, manifest.qformer.hidden_size];
+    let expected = [llm.n_embd, manifest.query_width()];
     if shape != expected {
         return mismatch(
             "projection",
             format!("{} holds {name} {shape:?}", path.display()),
             format!(
-                "{} ({}) with n_embd {} and a Q-Former of {} need {expected:?}",
+                "{} ({}) with n_embd {} and rows of {} need {expected:?}",
                 llm_path.display(),
                 llm.architecture,
                 llm.n_embd,
-                manifest.qformer.hidden_size
+                manifest.query_width()
             ),
         );
     }

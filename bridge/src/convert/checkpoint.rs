@@ -6,11 +6,15 @@ use prompts::Layout;
 use qformer::WordPiece;
 use qformer::checkpoint::{Checkpoint, Weight};
 use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
+use qformer::lavis::{LavisModel, Projection};
+use qformer::positions::{Align, resized};
 use qformer::preprocess::Preprocessing;
 
-use crate::bundle::{BLIP2, GenerationDefaults, INSTRUCT_BLIP};
+use crate::bundle::{BLIP2, GenerationDefaults, INSTRUCT_BLIP, MINIGPT4};
 use crate::image_encoder::{read_preprocessing, read_qformer_tokenizer};
 use crate::{Error, Result};
+
+const POSITIONS: &str = "vision_model.embeddings.position_embedding";
 
 /// Everything that a checkpoint says of its model, but for the language
 /// model's weights.
@@ -19,7 +23,7 @@ pub(super) struct Source {
     pub family: &'static str,
     pub num_query_tokens: usize,
     pub vision: VisionConfig,
-    pub qformer: QFormerConfig,
+    pub qformer: Option<QFormerConfig>,
     /// Of a Q-Former that reads text.
     pub qformer_tokenizer: Option<WordPiece>,
     pub preprocessing: Preprocessing,
@@ -31,29 +35,35 @@ pub(super) struct Source {
     pub llm_type: Option<String>,
     /// The files and directories that were given.
     pub paths: Vec<PathBuf>,
-    tensors: Checkpoint,
+    tensors: Tensors,
+}
+
+enum Tensors {
+    HuggingFace(Checkpoint),
+    Lavis(LavisModel),
 }
 
 impl Source {
-    /// Reads the headers of a checkpoint.
+    /// Reads the headers of a checkpoint: a directory that transformers saved,
+    /// or `.pth` files. `image_size` is the side of the pictures it shall read,
+    /// the checkpoint's own where none is given.
     ///
     /// # Errors
     /// It is none, or of a kind that is not known.
-    pub fn open(paths: &[PathBuf]) -> Result<Self> {
-        match paths {
-            [dir] if dir.is_dir() => Self::hugging_face(dir),
-            [path, ..] => Err(Error::Convert {
-                path: path.clone(),
-                reason: "not a directory that transformers saved".to_owned(),
+    pub fn open(paths: &[PathBuf], image_size: Option<usize>) -> Result<Self> {
+        let dir = paths.iter().find(|path| path.is_dir());
+        match (paths, dir) {
+            ([dir], Some(_)) => Self::hugging_face(dir, image_size),
+            (_, Some(dir)) => Err(Error::Convert {
+                path: dir.clone(),
+                reason: "a directory is a checkpoint of its own; give it alone".to_owned(),
             }),
-            [] => Err(Error::InvalidRequest {
-                reason: "nothing to convert".to_owned(),
-            }),
+            (_, None) => Self::lavis(paths, image_size),
         }
     }
 
-    fn hugging_face(dir: &Path) -> Result<Self> {
-        let config = Blip2Config::read(dir)?;
+    fn hugging_face(dir: &Path, image_size: Option<usize>) -> Result<Self> {
+        let mut config = Blip2Config::read(dir)?;
         let llm_type = config.text_config.model_type.as_deref();
         let (family, layout) = match (config.qformer_config.use_qformer_text_input, llm_type) {
             (false, Some("t5")) => (BLIP2, Layout::preset("blip2-t5")?),
@@ -63,24 +73,89 @@ impl Source {
             // vocabulary's own end of sequence is both.
             (true, _) => (INSTRUCT_BLIP, Layout::preset("instructblip")?),
         };
+        let qformer_tokenizer = read_qformer_tokenizer(dir, &config)?;
+        let mut preprocessing = read_preprocessing(dir, &config)?;
+        if let Some(size) = image_size {
+            config.vision_config.image_size = size;
+            config.vision_config.validate()?;
+            preprocessing.size = size;
+        }
         Ok(Self {
             name: super::base_name(dir),
             family,
             num_query_tokens: config.num_query_tokens,
-            preprocessing: read_preprocessing(dir, &config)?,
+            preprocessing,
             layout,
-            qformer_tokenizer: read_qformer_tokenizer(dir, &config)?,
+            qformer_tokenizer,
             generation: GenerationDefaults::from_checkpoint(dir)?,
             llm_type: config.text_config.model_type,
             vision: config.vision_config,
-            qformer: config.qformer_config,
+            qformer: Some(config.qformer_config),
             paths: vec![dir.to_owned()],
-            tensors: Checkpoint::open(dir)?,
+            tensors: Tensors::HuggingFace(Checkpoint::open(dir)?),
         })
+    }
+
+    fn lavis(paths: &[PathBuf], image_size: Option<usize>) -> Result<Self> {
+        let mut model = LavisModel::open(paths)?;
+        if let Some(size) = image_size {
+            model.set_image_size(size)?;
+        }
+        let names: Vec<String> = paths.iter().map(|path| super::base_name(path)).collect();
+        let (family, layout, llm_type) = match model.projection() {
+            Projection::Llama if model.qformer().is_some() => (MINIGPT4, "minigpt4", "llama"),
+            Projection::Llama => (MINIGPT4, "minigpt4-llama2", "llama"),
+            _ if model.reads_text() => {
+                return Err(Error::Convert {
+                    path: paths[0].clone(),
+                    reason: "an InstructBLIP of LAVIS has no tokenizer for its Q-Former; convert the \
+                             same model as Hugging Face has it, such as Salesforce/instructblip-vicuna-7b"
+                        .to_owned(),
+                });
+            }
+            Projection::Opt => (BLIP2, "blip2-opt", "opt"),
+            Projection::T5 => (BLIP2, "blip2-t5", "t5"),
+            Projection::Llm => (BLIP2, "blip2", "llama"),
+        };
+        let generation = match model.projection() {
+            Projection::Llama => minigpt4_generation(),
+            _ => lavis_generation(),
+        };
+        Ok(Self {
+            name: names.join(" + "),
+            family,
+            num_query_tokens: model.num_query_tokens(),
+            vision: model.vision().clone(),
+            qformer: model.qformer().cloned(),
+            qformer_tokenizer: None,
+            preprocessing: Preprocessing::clip(model.vision().image_size),
+            layout: Layout::preset(layout)?,
+            generation,
+            llm_type: Some(llm_type.to_owned()),
+            paths: paths.to_vec(),
+            tensors: Tensors::Lavis(model),
+        })
+    }
+
+    /// The directory, where it is Hugging Face's.
+    pub fn dir(&self) -> Option<&Path> {
+        self.hugging_face_tensors()?;
+        self.paths.first().map(PathBuf::as_path)
+    }
+
+    /// All tensors of a Hugging Face checkpoint, its language model's too.
+    pub fn hugging_face_tensors(&self) -> Option<&Checkpoint> {
+        match &self.tensors {
+            Tensors::HuggingFace(checkpoint) => Some(checkpoint),
+            Tensors::Lavis(_) => None,
+        }
     }
 
     /// The tensors of vision, Q-Former and projection under Hugging Face's
     /// names.
+    ///
+    /// # Errors
+    /// One is missing or has a shape that does not fit.
     pub fn weights(&self) -> Result<Vec<Weight<'_>>> {
         const PREFIXES: [&str; 4] = [
             "vision_model.",
@@ -88,15 +163,47 @@ impl Source {
             "qformer.",
             "language_projection.",
         ];
-        Ok(self
-            .tensors
+        let checkpoint = match &self.tensors {
+            Tensors::HuggingFace(checkpoint) => checkpoint,
+            Tensors::Lavis(model) => return Ok(model.weights()?),
+        };
+        checkpoint
             .iter()
             .filter(|tensor| {
                 PREFIXES
                     .iter()
                     .any(|prefix| tensor.name.starts_with(prefix))
             })
-            .map(Weight::from)
-            .collect())
+            .map(|tensor| {
+                let weight = Weight::from(tensor);
+                if weight.name == POSITIONS && weight.shape.get(1) != Some(&self.vision.positions())
+                {
+                    return Ok(resized(&weight, self.vision.grid(), Align::Edges)?);
+                }
+                Ok(weight)
+            })
+            .collect()
+    }
+}
+
+/// LAVIS, `blip2_opt.py` and `blip2_t5.py`, `generate`.
+fn lavis_generation() -> GenerationDefaults {
+    GenerationDefaults {
+        max_tokens: 30,
+        min_tokens: 1,
+        num_beams: 5,
+        ..GenerationDefaults::default()
+    }
+}
+
+/// MiniGPT-4, `conversation.py`, `Chat.answer_prepare`.
+fn minigpt4_generation() -> GenerationDefaults {
+    GenerationDefaults {
+        max_tokens: 300,
+        min_tokens: 1,
+        temperature: 1.0,
+        top_p: 0.9,
+        repetition_penalty: 1.05,
+        ..GenerationDefaults::default()
     }
 }

@@ -5,6 +5,7 @@
 //! at a time, part by part, and can be interrupted and run again.
 
 mod checkpoint;
+mod language_model;
 pub mod llm;
 mod pair;
 mod source;
@@ -19,11 +20,12 @@ use qformer::checkpoint::{Weight, WeightType, write_weights};
 use qformer::wordpiece::TOKENIZER_DIR;
 
 use self::checkpoint::Source;
+use self::language_model::LlmSource;
+pub use self::llm::LlmQuant;
 use self::pair::check_pair;
 pub use self::source::{TensorInfo, TensorSource};
 use self::staging::Staging;
 use crate::bundle::{self, Bundle, FileEntry, Files, MANIFEST_FILE, Manifest, check_fit};
-use crate::language_model::GgufInfo;
 use crate::{Error, Result};
 
 const CREATED_BY: &str = concat!("qbridge ", env!("CARGO_PKG_VERSION"));
@@ -40,12 +42,18 @@ pub struct ConvertOptions {
     /// Element type of vision, Q-Former and projection; as they are stored
     /// where none is given.
     pub vision: Option<WeightType>,
+    /// What the language model is quantized to; none where a GGUF is given.
+    pub llm_quant: Option<LlmQuant>,
+    /// Side of the pictures that the model shall read, in pixels; the
+    /// checkpoint's own where none is given. The ViT's positions are
+    /// interpolated.
+    pub image_size: Option<usize>,
 }
 
 /// A conversion that can be run: its parts fit together.
 pub struct Conversion {
     source: Source,
-    llm: PathBuf,
+    llm: LlmSource,
     manifest: Manifest,
     vision: Option<WeightType>,
     out: PathBuf,
@@ -53,14 +61,16 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    /// Plans the bundle `out` of the checkpoint `sources` and the language
-    /// model `llm`, a GGUF: reads headers alone and writes nothing.
+    /// Plans the bundle `out` of the checkpoint `sources` and a language model:
+    /// the GGUF `llm`, or, with `options.llm_quant`, what becomes one: the
+    /// directory `llm`, or the checkpoint's own. Reads headers alone and writes
+    /// nothing.
     ///
     /// # Errors
     /// `out` exists, an input cannot be read, or the parts do not fit together.
     pub fn plan(
         sources: &[PathBuf],
-        llm: &Path,
+        llm: Option<&Path>,
         out: &Path,
         options: ConvertOptions,
     ) -> Result<Self> {
@@ -69,9 +79,10 @@ impl Conversion {
                 path: out.to_owned(),
             });
         }
-        let source = Source::open(sources)?;
-        let info = GgufInfo::read(llm)?;
-        check_pair(&source, &info, llm)?;
+        let source = Source::open(sources, options.image_size)?;
+        let llm = LlmSource::open(llm, options.llm_quant, &source)?;
+        let (info, llm_bytes) = llm.info(&source)?;
+        check_pair(&source, &info, llm.path())?;
         let file = |path: &str| FileEntry {
             path: path.to_owned(),
             bytes: 0,
@@ -89,13 +100,16 @@ impl Conversion {
             generation: source.generation.clone(),
             source: bundle::Source {
                 checkpoint: source.name.clone(),
-                llm: base_name(llm),
+                llm: llm.name(),
                 created_by: CREATED_BY.to_owned(),
             },
             licenses: options.licenses,
             files: Files {
                 vision: file("vision.safetensors"),
-                qformer: file("qformer.safetensors"),
+                qformer: source
+                    .qformer
+                    .is_some()
+                    .then(|| file("qformer.safetensors")),
                 qformer_tokenizer: source
                     .qformer_tokenizer
                     .as_ref()
@@ -118,18 +132,18 @@ impl Conversion {
                 })
         };
         find("vision_model.post_layernorm.weight")?;
-        check_fit(&manifest, &find, &info, llm)?;
-        // Each byte is written once and hashed once.
-        let bytes = weights
+        check_fit(&manifest, &find, &info, llm.path())?;
+        // Weights are told as they are written, the language model as it is
+        // read, and everything again as it is hashed.
+        let weight_bytes: u64 = weights
             .iter()
             .map(|weight| weight.size(options.vision))
-            .sum::<u64>()
-            + info.file_size;
-        let bytes = 2 * bytes;
+            .sum();
+        let bytes = 2 * weight_bytes + llm_bytes + info.file_size;
         drop(weights);
         Ok(Self {
             source,
-            llm: llm.to_owned(),
+            llm,
             manifest,
             vision: options.vision,
             out: out.to_owned(),
@@ -152,11 +166,13 @@ impl Conversion {
         let mut staging = Staging::open(&self.out, self.inputs()?)?;
         let weights = self.source.weights()?;
         let files = &mut self.manifest.files;
-        for (entry, prefixes) in [
-            (&mut files.vision, &["vision_model."][..]),
-            (&mut files.qformer, &["query_tokens", "qformer."]),
-            (&mut files.projection, &["language_projection."]),
-        ] {
+        let parts = [
+            (Some(&mut files.vision), &["vision_model."][..]),
+            (files.qformer.as_mut(), &["query_tokens", "qformer."]),
+            (Some(&mut files.projection), &["language_projection."]),
+        ];
+        for (entry, prefixes) in parts {
+            let Some(entry) = entry else { continue };
             let part: Vec<&Weight> = weights
                 .iter()
                 .filter(|weight| {
@@ -179,7 +195,7 @@ impl Conversion {
             *entry = staging.part(&entry.path, progress, |path| Ok(tokenizer.save(path)?))?;
         }
         files.llm = staging.part(&files.llm.path, progress, |path| {
-            copy(&self.llm, path, progress)
+            self.llm.write(&self.source, path, progress)
         })?;
         let path = staging.dir().join(MANIFEST_FILE);
         let text = self.manifest.to_toml().map_err(|error| Error::Manifest {
@@ -198,11 +214,18 @@ impl Conversion {
         let mut lines = vec![
             CREATED_BY.to_owned(),
             format!("{:?} {:?}", self.vision, self.manifest.vision),
+            self.llm.name(),
         ];
-        let mut files = vec![self.llm.clone()];
-        for path in &self.source.paths {
+        let mut files = Vec::new();
+        for path in self
+            .source
+            .paths
+            .iter()
+            .map(PathBuf::as_path)
+            .chain([self.llm.path()])
+        {
             if path.is_dir() {
-                for dir in [path.clone(), path.join(TOKENIZER_DIR)] {
+                for dir in [path.to_owned(), path.join(TOKENIZER_DIR)] {
                     if !dir.is_dir() {
                         continue;
                     }
@@ -212,7 +235,7 @@ impl Conversion {
                     }
                 }
             } else {
-                files.push(path.clone());
+                files.push(path.to_owned());
             }
         }
         files.sort();

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use super::checkpoint::Source;
+use crate::bundle::{INSTRUCT_BLIP, MINIGPT4};
 use crate::language_model::GgufInfo;
 use crate::{Error, Result};
 
@@ -14,26 +15,78 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Convert`] says which one to use.
 pub(super) fn check_pair(source: &Source, info: &GgufInfo, llm: &Path) -> Result<()> {
-    let Some(llm_type) = source.llm_type.as_deref() else {
+    let refuse = |found: String, wanted: &str| {
+        Err(Error::Convert {
+            path: llm.to_owned(),
+            reason: format!("{found}, but {} was trained for {wanted}", source.name),
+        })
+    };
+    let found = format!("a language model of architecture {}", info.architecture);
+    match source.llm_type.as_deref() {
+        Some("opt") if info.architecture != "mpt" => refuse(
+            found,
+            "OPT; give a GGUF that qbridge made of one (architecture mpt)",
+        ),
+        Some("opt") if !info.has_activation_scales => refuse(
+            "a language model without ffn.act.scales, which no OPT is".to_owned(),
+            "OPT; give a GGUF that qbridge made of one",
+        ),
+        Some("t5") if info.architecture != "t5" => refuse(found, "Flan-T5"),
+        Some("llama") if info.architecture != "llama" => refuse(found, "Llama or Vicuna"),
+        _ => check_vicuna(source, info, llm),
+    }
+}
+
+/// Vicuna's first version and the later ones end their turns by different
+/// marks; the wrong one babbles or is silent.
+fn check_vicuna(source: &Source, info: &GgufInfo, llm: &Path) -> Result<()> {
+    let Some(version) = info.name.as_deref().and_then(vicuna_version) else {
         return Ok(());
     };
-    let (architecture, wanted) = match llm_type {
-        "opt" => (
-            "mpt",
-            "OPT, which `qbridge convert` writes as a GGUF of architecture mpt",
-        ),
-        "t5" => ("t5", "T5"),
-        "llama" => ("llama", "Llama or Vicuna"),
+    let wanted = match source.family {
+        // Its model without a Q-Former is LLaMA-2's.
+        MINIGPT4 if source.qformer.is_none() => return Ok(()),
+        MINIGPT4 if version != "v0" => "Vicuna v0",
+        INSTRUCT_BLIP if version != "v1.1" => "Vicuna v1.1",
         _ => return Ok(()),
     };
-    if info.architecture != architecture {
-        return Err(Error::Convert {
-            path: llm.to_owned(),
-            reason: format!(
-                "a language model of architecture {}, but {} was trained for {wanted}",
-                info.architecture, source.name
-            ),
-        });
+    Err(Error::Convert {
+        path: llm.to_owned(),
+        reason: format!(
+            "its name says Vicuna {version}, but {} was trained for {wanted}",
+            source.name
+        ),
+    })
+}
+
+/// The version in the name of a Vicuna, such as `v1.1` in `Vicuna 7B v1.1`.
+fn vicuna_version(name: &str) -> Option<String> {
+    let name = name.to_lowercase();
+    if !name.contains("vicuna") {
+        return None;
     }
-    Ok(())
+    name.split(|c: char| !c.is_ascii_alphanumeric() && c != '.')
+        .find(|word| {
+            word.strip_prefix('v')
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        })
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::vicuna_version;
+
+    #[test]
+    fn versions_of_vicuna() {
+        for (name, version) in [
+            ("vicuna-7b-v0", Some("v0")),
+            ("Vicuna 13B v1.1", Some("v1.1")),
+            ("lmsys_vicuna_7b_v1.5", Some("v1.5")),
+            ("vicuna-7b", None),
+            ("Llama v2", None),
+        ] {
+            assert_eq!(vicuna_version(name).as_deref(), version, "{name}");
+        }
+    }
 }

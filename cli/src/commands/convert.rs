@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use bridge::convert::{Conversion, ConvertOptions};
+use anyhow::{Context, Result, bail};
+use bridge::convert::{Conversion, ConvertOptions, LlmQuant};
 use prompts::Layout;
 
 use crate::args::{BundleArgs, ConvertArgs, NamingArgs};
@@ -13,13 +13,22 @@ use crate::progress;
 
 /// Runs `qbridge convert`; prints the bundle's directory.
 pub fn run(args: &ConvertArgs) -> Result<ExitCode> {
+    let is_gguf = args.llm.as_ref().is_some_and(|llm| !llm.is_dir());
+    if let (true, Some(quant)) = (is_gguf, args.llm_quant) {
+        bail!(
+            "--llm-quant {} is for weights that become a GGUF, and --llm is one already; leave one out",
+            quant.name()
+        );
+    }
     let options = ConvertOptions {
+        llm_quant: (!is_gguf).then(|| args.llm_quant.unwrap_or(LlmQuant::Q4KM)),
         vision: Some(args.vision),
+        image_size: args.image_size.map(usize::from),
         ..options(&args.naming)?
     };
     convert(Conversion::plan(
         &args.sources,
-        &args.llm,
+        args.llm.as_deref(),
         &args.naming.out,
         options,
     )?)
@@ -29,7 +38,7 @@ pub fn run(args: &ConvertArgs) -> Result<ExitCode> {
 pub fn run_bundle(args: &BundleArgs) -> Result<ExitCode> {
     convert(Conversion::plan(
         std::slice::from_ref(&args.checkpoint),
-        &args.llm,
+        Some(&args.llm),
         &args.naming.out,
         options(&args.naming)?,
     )?)

@@ -13,7 +13,7 @@ use crate::progress;
 pub fn run(args: &InspectArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.bundle)?;
     let manifest = bundle.manifest();
-    let (vision, qformer, llm) = (&manifest.vision, &manifest.qformer, bundle.llm());
+    let (vision, llm) = (&manifest.vision, bundle.llm());
     let mut out = std::io::stdout().lock();
     writeln!(out, "{} ({})", manifest.name, manifest.family)?;
     writeln!(
@@ -25,26 +25,36 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
         vision.patch_size,
         vision.image_size
     )?;
-    writeln!(
-        out,
-        "  Q-Former    {} queries, {} layers, {} wide, {} heads, cross-attention every {}",
-        manifest.num_query_tokens,
-        qformer.num_hidden_layers,
-        qformer.hidden_size,
-        qformer.num_attention_heads,
-        qformer.cross_attention_frequency
-    )?;
-    if qformer.use_qformer_text_input {
-        writeln!(
+    match &manifest.qformer {
+        Some(qformer) => {
+            writeln!(
+                out,
+                "  Q-Former    {} queries, {} layers, {} wide, {} heads, cross-attention every {}",
+                manifest.num_query_tokens,
+                qformer.num_hidden_layers,
+                qformer.hidden_size,
+                qformer.num_attention_heads,
+                qformer.cross_attention_frequency
+            )?;
+            if qformer.use_qformer_text_input {
+                writeln!(
+                    out,
+                    "              reads the instruction, {} tokens of {} at most",
+                    qformer.max_position_embeddings, qformer.vocab_size
+                )?;
+            }
+        }
+        None => writeln!(
             out,
-            "              reads the instruction, {} tokens of {} at most",
-            qformer.max_position_embeddings, qformer.vocab_size
-        )?;
+            "  Q-Former    none: {} rows of joined patches",
+            manifest.num_query_tokens
+        )?,
     }
     writeln!(
         out,
         "  projection  {} to {}",
-        qformer.hidden_size, llm.n_embd
+        manifest.query_width(),
+        llm.n_embd
     )?;
     writeln!(
         out,
@@ -73,7 +83,7 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
         )?;
     }
     if args.verify {
-        let total = manifest.files.parts().iter().map(|(_, e)| e.bytes).sum();
+        let total = manifest.files.parts().map(|(_, e)| e.bytes).sum();
         let bar = progress::bytes(total, "verifying");
         bundle.verify(&|n| bar.inc(n))?;
         bar.finish_and_clear();

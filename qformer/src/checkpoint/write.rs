@@ -82,7 +82,7 @@ impl Weight<'_> {
         }
     }
 
-    fn to_f32(&self) -> Cow<'_, [f32]> {
+    pub(crate) fn to_f32(&self) -> Cow<'_, [f32]> {
         match &self.values {
             Values::Stored(tensor) => Cow::Owned(tensor.to_f32()),
             Values::Computed(values) => Cow::Borrowed(values),

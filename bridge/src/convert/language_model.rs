@@ -1,0 +1,155 @@
+//! The language model's part of a conversion: a GGUF that is ready, or weights
+//! that become one.
+
+use std::path::{Path, PathBuf};
+
+use qformer::checkpoint::Checkpoint;
+use qformer::config::CONFIG_FILE;
+use serde_json::Value as Json;
+
+use super::base_name;
+use super::checkpoint::Source;
+use super::llm::{LlmConversion, LlmParts, LlmQuant};
+use crate::language_model::GgufInfo;
+use crate::{Error, Result};
+
+/// Where the language model comes from.
+pub(super) enum LlmSource {
+    Gguf(PathBuf),
+    Weights(Weights),
+}
+
+/// A language model in Hugging Face's layout.
+pub(super) struct Weights {
+    dir: PathBuf,
+    /// None where the bridge's own checkpoint holds it.
+    tensors: Option<Checkpoint>,
+    prefix: &'static str,
+    config: Json,
+    quant: LlmQuant,
+}
+
+impl LlmSource {
+    /// `llm` is a GGUF, or, where it is to be converted to `quant`, a directory
+    /// that transformers saved; without it, the language model is the one in
+    /// the checkpoint `source`.
+    pub fn open(llm: Option<&Path>, quant: Option<LlmQuant>, source: &Source) -> Result<Self> {
+        let (dir, quant) = match (llm, quant) {
+            (Some(gguf), None) => return Ok(Self::Gguf(gguf.to_owned())),
+            (Some(dir), Some(quant)) => (dir, quant),
+            (None, quant) => match source.dir() {
+                Some(dir) => (dir, quant.unwrap_or(LlmQuant::Q4KM)),
+                None => {
+                    return Err(Error::Convert {
+                        path: PathBuf::from(&source.name),
+                        reason: "no language model is in these files; give one with --llm, a GGUF \
+                                 or a directory that transformers saved"
+                            .to_owned(),
+                    });
+                }
+            },
+        };
+        let path = dir.join(CONFIG_FILE);
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let mut config: Json = serde_json::from_str(&text).map_err(|error| Error::Convert {
+            path,
+            reason: error.to_string(),
+        })?;
+        if llm.is_none() {
+            let text_config = config.get_mut("text_config").map(Json::take);
+            config = text_config.unwrap_or_default();
+            // transformers' default.
+            if let Some(fields) = config.as_object_mut() {
+                fields.entry("model_type").or_insert("opt".into());
+            }
+        }
+        Ok(Self::Weights(Weights {
+            dir: dir.to_owned(),
+            tensors: llm.map(Checkpoint::open).transpose()?,
+            prefix: if llm.is_none() { "language_model." } else { "" },
+            config,
+            quant,
+        }))
+    }
+
+    pub fn name(&self) -> String {
+        match self {
+            LlmSource::Gguf(path) => base_name(path),
+            LlmSource::Weights(weights) => {
+                format!("{} {}", base_name(&weights.dir), weights.quant.name())
+            }
+        }
+    }
+
+    /// The GGUF, or the directory of what becomes one.
+    pub fn path(&self) -> &Path {
+        match self {
+            LlmSource::Gguf(path) => path,
+            LlmSource::Weights(weights) => &weights.dir,
+        }
+    }
+
+    /// What the GGUF's header says or will say, and the bytes that writing it
+    /// tells its progress of.
+    pub fn info(&self, source: &Source) -> Result<(GgufInfo, u64)> {
+        match self {
+            LlmSource::Gguf(path) => {
+                let info = GgufInfo::read(path)?;
+                let bytes = info.file_size;
+                Ok((info, bytes))
+            }
+            LlmSource::Weights(weights) => weights.with(source, |conversion| {
+                let model_type = weights.config["model_type"].as_str().unwrap_or_default();
+                let info = GgufInfo {
+                    architecture: match model_type {
+                        "opt" => "mpt".to_owned(),
+                        other => other.to_owned(),
+                    },
+                    has_activation_scales: model_type == "opt",
+                    name: Some(base_name(&weights.dir)),
+                    n_embd: conversion.n_embd(),
+                    n_vocab: conversion.n_vocab(),
+                    file_size: conversion.output_bytes(),
+                    ..GgufInfo::default()
+                };
+                Ok((info, conversion.source_bytes()))
+            }),
+        }
+    }
+
+    /// Writes the GGUF.
+    pub fn write(&self, source: &Source, path: &Path, progress: &dyn Fn(u64)) -> Result<()> {
+        match self {
+            LlmSource::Gguf(from) => super::copy(from, path, progress),
+            LlmSource::Weights(weights) => {
+                weights.with(source, |conversion| conversion.write(path, progress))
+            }
+        }
+    }
+}
+
+impl Weights {
+    fn with<T>(&self, source: &Source, run: impl FnOnce(&LlmConversion) -> Result<T>) -> Result<T> {
+        let missing = || Error::Convert {
+            path: self.dir.clone(),
+            reason: "it holds no language model".to_owned(),
+        };
+        let tensors = match &self.tensors {
+            Some(tensors) => tensors,
+            None => source.hugging_face_tensors().ok_or_else(missing)?,
+        };
+        let (config_path, name) = (self.dir.join(CONFIG_FILE), base_name(&self.dir));
+        let conversion = LlmConversion::new(
+            LlmParts {
+                tensors,
+                prefix: self.prefix,
+                config: &self.config,
+                config_path: &config_path,
+                tokenizer_dir: &self.dir,
+                name: &name,
+            },
+            self.quant,
+        )?;
+        run(&conversion)
+    }
+}
