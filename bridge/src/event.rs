@@ -53,6 +53,9 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// The soft-prompt rows among them.
     pub image_tokens: usize,
+    /// The rows of the prompt that were in the KV cache already, those of pictures
+    /// included.
+    pub cached_tokens: usize,
     /// Sampled tokens, the one that ended the answer included.
     pub completion_tokens: usize,
 }

@@ -226,6 +226,12 @@ impl LanguageModel {
         self.decoder_start.is_some()
     }
 
+    /// Whether requests can share the KV cells of equal beginnings. A sliding window
+    /// and a recurrent state forget them, and an encoder reads its input whole.
+    pub fn shares_prefixes(&self) -> bool {
+        !self.is_encoder_decoder() && llama::keeps_every_row(&self.raw)
+    }
+
     /// The token that the decoder of an encoder-decoder starts from.
     pub fn decoder_start(&self) -> Option<i32> {
         self.decoder_start

@@ -468,27 +468,39 @@ impl Context {
 
     /// Takes all of a sequence out of the KV cache.
     pub fn remove(&mut self, sequence: usize) {
-        if let Ok(sequence) = i32::try_from(sequence) {
-            if sequence as usize >= self.n_seq_max {
-                return;
-            }
-            // SAFETY: `memory` belongs to the live context; the sequence is in range.
-            // Removing a whole sequence never fails.
-            unsafe { sys::llama_memory_seq_rm(self.memory.as_ptr(), sequence, -1, -1) };
+        self.truncate(sequence, 0);
+    }
+
+    /// Leaves a sequence only its positions below `n`. More than 0 need a model for
+    /// which [`keeps_every_row`] holds.
+    pub fn truncate(&mut self, sequence: usize, n: usize) {
+        let Ok(n) = i32::try_from(n) else { return };
+        if sequence >= self.n_seq_max {
+            return;
         }
+        // SAFETY: `memory` belongs to the live context; the sequence is in range.
+        // Removing a whole sequence never fails, nor its end in a plain KV cache.
+        unsafe { sys::llama_memory_seq_rm(self.memory.as_ptr(), sequence as i32, n, -1) };
     }
 
     /// Gives sequence `to`, which must be empty, all that `from` holds in the KV
     /// cache. The cells are shared, nothing is copied.
     pub fn fork(&mut self, from: usize, to: usize) {
+        self.fork_rows(from, to, usize::MAX);
+    }
+
+    /// Like [`Context::fork`], of the positions below `n` only. That needs a model
+    /// for which [`keeps_every_row`] holds.
+    pub fn fork_rows(&mut self, from: usize, to: usize, n: usize) {
         if from.max(to) >= self.n_seq_max {
             return;
         }
         // In range: n_seq_max is at most 256.
         let (from, to) = (from as i32, to as i32);
+        let n = i32::try_from(n).unwrap_or(-1);
         // SAFETY: `memory` belongs to the live context; both sequences are in range,
         // and with a unified cache in the same stream.
-        unsafe { sys::llama_memory_seq_cp(self.memory.as_ptr(), from, to, -1, -1) };
+        unsafe { sys::llama_memory_seq_cp(self.memory.as_ptr(), from, to, 0, n) };
     }
 
     /// Last position of a sequence in the KV cache.
@@ -553,6 +565,18 @@ pub(crate) fn encoder_and_decoder(model: &LlamaModel) -> (bool, bool) {
             sys::llama_model_has_encoder(model),
             sys::llama_model_has_decoder(model),
         )
+    }
+}
+
+/// Whether the KV cache keeps each row of a sequence until it is taken out, so that
+/// any beginning of it can be shared. A sliding window and a recurrent state forget.
+pub(crate) fn keeps_every_row(model: &LlamaModel) -> bool {
+    let model = model_ptr(model).as_ptr();
+    // SAFETY: the pointer is that of a live model.
+    unsafe {
+        sys::llama_model_n_swa(model) == 0
+            && !sys::llama_model_is_recurrent(model)
+            && !sys::llama_model_is_hybrid(model)
     }
 }
 

@@ -44,6 +44,8 @@ pub struct ModelOptions {
     pub threads: Option<usize>,
     /// Requests that may wait.
     pub queue: usize,
+    /// Keep what was computed for finished requests, for those that begin alike.
+    pub prefix_cache: bool,
 }
 
 impl Default for ModelOptions {
@@ -55,6 +57,7 @@ impl Default for ModelOptions {
             cache_type: CacheType::F16,
             threads: None,
             queue: 64,
+            prefix_cache: true,
         }
     }
 }
@@ -81,6 +84,22 @@ pub struct Request {
     pub sampling: Sampling,
     /// Strings that end the answer, beside the layout's own.
     pub stop: Vec<String>,
+    /// Whether what requests that began alike computed is used, and this one's kept.
+    pub cache_prompt: bool,
+}
+
+impl Request {
+    /// A prompt without pictures, and the bundle's limits.
+    pub fn new(prompt: Prompt, sampling: Sampling) -> Self {
+        Self {
+            prompt,
+            images: Vec::new(),
+            max_tokens: None,
+            sampling,
+            stop: Vec::new(),
+            cache_prompt: true,
+        }
+    }
 }
 
 /// A loaded bundle: one vision thread, one engine thread.
@@ -111,6 +130,7 @@ impl Model {
         let n_ctx = options
             .n_ctx
             .unwrap_or_else(|| language_model.n_ctx_train().min(DEFAULT_MAX_CONTEXT));
+        let defaults = EngineOptions::default();
         let engine = Arc::new(Engine::start(
             language_model.clone(),
             EngineOptions {
@@ -124,7 +144,11 @@ impl Model {
                 cache_type: options.cache_type,
                 threads: options.threads,
                 queue: options.queue,
-                ..EngineOptions::default()
+                prefix_sequences: match options.prefix_cache {
+                    true => defaults.prefix_sequences,
+                    false => 0,
+                },
+                ..defaults
             },
         )?);
         let manifest = bundle.manifest().clone();
@@ -206,6 +230,7 @@ impl Model {
             sampling: request.sampling,
             stop_ids: self.manifest.prompt.stop_ids().to_vec(),
             stop,
+            cache_prompt: request.cache_prompt,
             ..Sequence::new(Vec::new(), events)
         };
         if pieces.iter().any(|piece| matches!(piece, Piece::Image(_))) {

@@ -372,6 +372,9 @@ pub struct ServeArgs {
         env = "QBRIDGE_ALLOW_REMOTE_IMAGES"
     )]
     pub allow_remote_images: Option<Vec<String>>,
+    /// Compute every prompt from its beginning, whatever was computed before
+    #[arg(long, env = "QBRIDGE_NO_PREFIX_CACHE")]
+    pub no_prefix_cache: bool,
     /// Form of the log on stderr
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "QBRIDGE_LOG_FORMAT")]
     pub log_format: LogFormat,

@@ -97,15 +97,15 @@ const WARM_UP_PICTURE: &[u8] = include_bytes!("pixel.png");
 /// # Errors
 /// The model fails.
 pub fn warm_up<B: Backend>(backend: &B) -> bridge::Result<()> {
+    let message = Message {
+        role: Role::User,
+        parts: vec![Part::Image(0), Part::Text("Hello".to_owned())],
+    };
     let mut events = backend.submit(Request {
-        prompt: Prompt::Chat(vec![Message {
-            role: Role::User,
-            parts: vec![Part::Image(0), Part::Text("Hello".to_owned())],
-        }]),
         images: vec![WARM_UP_PICTURE.into()],
         max_tokens: Some(1),
-        sampling: backend.default_sampling(),
-        stop: Vec::new(),
+        cache_prompt: false,
+        ..Request::new(Prompt::Chat(vec![message]), backend.default_sampling())
     })?;
     while let Some(event) = events.blocking_recv() {
         if let Event::Error(error) = event {

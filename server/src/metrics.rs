@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     prompt_tokens: Counter,
     image_tokens: Counter,
+    cached_tokens: Counter,
     generation_tokens: Counter,
     stages: Family<StageLabels, Histogram>,
     first_token: Histogram,
@@ -59,6 +60,7 @@ impl Metrics {
             requests: Family::default(),
             prompt_tokens: Counter::default(),
             image_tokens: Counter::default(),
+            cached_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             stages: Family::new_with_constructor(histogram),
             first_token: histogram(),
@@ -100,6 +102,11 @@ impl Metrics {
             metrics.image_tokens.clone(),
         );
         registry.register(
+            "cached_tokens",
+            "Rows of prompts that were in the KV cache already",
+            metrics.cached_tokens.clone(),
+        );
+        registry.register(
             "generation_tokens",
             "Tokens of answers",
             metrics.generation_tokens.clone(),
@@ -135,6 +142,7 @@ impl Metrics {
         let (usage, timings) = (summary.usage, summary.timings);
         self.prompt_tokens.inc_by(usage.prompt_tokens as u64);
         self.image_tokens.inc_by(usage.image_tokens as u64);
+        self.cached_tokens.inc_by(usage.cached_tokens as u64);
         self.generation_tokens
             .inc_by(usage.completion_tokens as u64);
         self.answers.observe(after.as_secs_f64());
@@ -151,6 +159,7 @@ impl Metrics {
         tracing::info!(
             prompt_tokens = usage.prompt_tokens,
             image_tokens = usage.image_tokens,
+            cached_tokens = usage.cached_tokens,
             completion_tokens = usage.completion_tokens,
             preprocess = timings.preprocess,
             vision = timings.vision,

@@ -85,6 +85,7 @@ impl AnswerRequest {
         let stop = stop(&mut fields)?;
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut fields, stream)?;
+        let cache_prompt = fields.boolean("cache_prompt")?.unwrap_or(true);
         fields.finish()?;
         // Last, since decoding pictures is the one step that costs something.
         let (prompt, images) = match kind {
@@ -96,11 +97,10 @@ impl AnswerRequest {
         };
         Ok(AnswerRequest {
             request: Request {
-                prompt,
-                images: Vec::new(),
                 max_tokens,
-                sampling,
                 stop,
+                cache_prompt,
+                ..Request::new(prompt, sampling)
             },
             images,
             stream,

@@ -43,7 +43,7 @@ async fn a_text_goes_on() {
         "choices": [{"index": 0, "text": "A dog.", "logprobs": null, "finish_reason": "stop"}],
         "usage": {
             "prompt_tokens": 45, "completion_tokens": 4, "total_tokens": 49,
-            "prompt_tokens_details": {"image_tokens": 32},
+            "prompt_tokens_details": {"cached_tokens": 12, "image_tokens": 32},
         },
     });
     assert_eq!(sorted(answer), sorted(whole));

@@ -227,13 +227,11 @@ fn submit(model: &Model, case: &Case) -> Receiver<Event> {
     let images = case.pictures.iter();
     model
         .submit(Request {
-            prompt: Prompt::Raw(case.instruction.clone()),
             images: images
                 .map(|name| std::fs::read(picture(name)).unwrap().into())
                 .collect(),
             max_tokens: Some(MAX_NEW_TOKENS),
-            sampling: Sampling::default(),
-            stop: Vec::new(),
+            ..Request::new(Prompt::Raw(case.instruction.clone()), Sampling::default())
         })
         .unwrap()
 }

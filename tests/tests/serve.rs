@@ -93,4 +93,10 @@ fn a_second_turn_knows_the_first_and_counts_the_pictures_rows() {
     let (status, second) = server.post("/chat/completions", &request);
     assert_eq!(status, 200, "{second}");
     assert!(second["usage"]["prompt_tokens"].as_u64() > first["usage"]["prompt_tokens"].as_u64());
+    // All of the first turn's prompt, its picture too, is in the KV cache.
+    let cached = &second["usage"]["prompt_tokens_details"]["cached_tokens"];
+    assert!(
+        cached.as_u64() >= first["usage"]["prompt_tokens"].as_u64(),
+        "{second}"
+    );
 }

@@ -1,22 +1,24 @@
-//! Contexts and the sequences that are free in them.
+//! Contexts and who holds what in them.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::cells::{Admission, Cells, Op, RowKey};
 use super::{EngineOptions, Need};
 use crate::Result;
 use crate::language_model::LanguageModel;
 use crate::llama::{Context, ContextOptions};
 
-/// One llama.cpp context, its sequences, and how many of them are free.
+/// One llama.cpp context, and who holds its sequences and cells.
 ///
 /// A decoder-only model has one lane for all requests, so that each step is one
 /// batch. An encoder-decoder has a lane for each request in flight: a context holds
 /// one encoder's result only.
 pub(super) struct Lane {
     pub(super) context: Context,
-    /// Sequences that no request holds.
-    pub(super) free: Vec<usize>,
+    pub(super) cells: Cells,
+    /// Room for what [`Cells`] wants done, reused.
+    ops: Vec<Op>,
     n_seq_max: usize,
     n_rows: usize,
     n_cells: usize,
@@ -41,7 +43,7 @@ impl Lanes {
         }
         let options = &self.options;
         self.lane(
-            options.slots,
+            options.slots + options.prefix_sequences,
             options.n_batch,
             options.n_ubatch,
             options.n_cells(),
@@ -78,7 +80,8 @@ impl Lanes {
         };
         Ok(Lane {
             context: Context::new(self.model.clone(), &options, self.abort.clone())?,
-            free: (0..n_seq_max).rev().collect(),
+            cells: Cells::new(n_cells, n_seq_max),
+            ops: Vec::new(),
             n_seq_max,
             n_rows: n_batch,
             n_cells,
@@ -89,7 +92,31 @@ impl Lanes {
 impl Lane {
     /// Whether no request is in it.
     pub(super) fn is_idle(&self) -> bool {
-        self.free.len() == self.n_seq_max
+        self.cells.is_idle()
+    }
+
+    /// Gives a request its sequences, the first of them with the rows of its prompt
+    /// that are in the KV cache already. `None` where requests hold too many.
+    pub(super) fn admit(&mut self, need: &Need, prompt: &[RowKey]) -> Option<Admission> {
+        let ops = &mut self.ops;
+        let admission = self.cells.admit(prompt, need.sequences, need.cells, ops);
+        self.apply();
+        admission
+    }
+
+    /// Takes a request's sequences back; with `keep`, its rows stay for others.
+    pub(super) fn finish(&mut self, sequences: &[usize], keep: bool) {
+        self.cells.finish(sequences, keep, &mut self.ops);
+        self.apply();
+    }
+
+    fn apply(&mut self) {
+        for op in self.ops.drain(..) {
+            match op {
+                Op::Share { from, to, n } => self.context.fork_rows(from, to, n),
+                Op::Truncate { sequence, n } => self.context.truncate(sequence, n),
+            }
+        }
     }
 
     /// Whether a request of an encoder-decoder fits into it.

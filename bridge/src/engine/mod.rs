@@ -11,7 +11,8 @@
 //! each request in flight, since a context holds one encoder's result only.
 //!
 //! - `worker`: the thread and its steps
-//! - `lane`: a context and its free sequences
+//! - `lane`: a context and its sequences
+//! - [`cells`]: which rows are in the KV cache, and who shares them
 //! - `slot`: one admitted request, from its prompt to its last token
 //! - `outbox`: events on their way to a reader who may be slow
 //! - [`sampling`]: from logits to a token
@@ -21,6 +22,7 @@
 //! - [`stop`]: stop strings over token boundaries
 
 pub mod beam;
+pub mod cells;
 pub mod detokenize;
 mod lane;
 mod outbox;
@@ -42,7 +44,9 @@ use tokio::sync::mpsc;
 pub use crate::llama::{CacheType, FlashAttention};
 pub use sampling::Sampling;
 
+use cells::RowKey;
 use lane::Lanes;
+use sha2::{Digest, Sha256};
 
 use crate::event::{Event, Timings};
 use crate::language_model::LanguageModel;
@@ -67,6 +71,13 @@ pub struct EngineOptions {
     /// prompt, once for all beams, and `max_tokens` for each beam. So beams do with
     /// fewer. Not for an encoder-decoder, whose requests bring their own cache.
     pub cache_sequences: Option<usize>,
+    /// Sequences beside the slots that are kept when they have finished, so that
+    /// requests that begin alike need not compute the same rows again; 0 shares
+    /// nothing. What was used longest ago makes way for requests that need its cells
+    /// or its sequence. Each costs a row of logits. Lowered to what the slots leave of
+    /// 256, and to 0 for a model whose KV cache forgets (a sliding window, a recurrent
+    /// state) and for an encoder-decoder.
+    pub prefix_sequences: usize,
     /// Most rows of one step, over all sequences. An encoder takes its input whole,
     /// whatever this and `n_ubatch` say.
     pub n_batch: usize,
@@ -103,6 +114,7 @@ impl Default for EngineOptions {
             slots: 4,
             n_ctx: 2048,
             cache_sequences: None,
+            prefix_sequences: 32,
             n_batch: 512,
             n_ubatch: 512,
             queue: 64,
@@ -137,6 +149,9 @@ pub struct Sequence {
     pub stop: Vec<String>,
     /// Go on past the model's own end-of-generation tokens, to measure with.
     pub ignore_eos: bool,
+    /// Whether rows of requests that began alike are taken from the KV cache, and
+    /// this one's stay there for others.
+    pub cache_prompt: bool,
     /// Where the answer goes. Closing the receiver cancels the sequence before the
     /// next step; a full channel pauses it, and it alone.
     ///
@@ -158,6 +173,7 @@ impl Sequence {
             stop_ids: Vec::new(),
             stop: Vec::new(),
             ignore_eos: false,
+            cache_prompt: true,
             events,
             timings: Timings::default(),
         }
@@ -177,6 +193,10 @@ pub struct Activity {
     pub steps: u64,
     /// Prompt rows computed.
     pub prompt_rows: u64,
+    /// Prompt rows that were in the KV cache already.
+    pub reused_rows: u64,
+    /// Finished sequences that are kept in the KV cache.
+    pub kept_sequences: u64,
     /// Rows of logits that tokens were chosen by, those of all beams counted.
     pub sampled_tokens: u64,
 }
@@ -252,6 +272,8 @@ impl Engine {
             waiting: state.waiting.len(),
             steps: count(&counters.steps),
             prompt_rows: count(&counters.prompt_rows),
+            reused_rows: count(&counters.reused_rows),
+            kept_sequences: count(&counters.kept_sequences),
             sampled_tokens: count(&counters.sampled_tokens),
         }
     }
@@ -269,6 +291,11 @@ impl Engine {
     /// [`Error::Stopped`] when the thread has ended.
     pub fn submit(&self, sequence: Sequence) -> Result<()> {
         let need = self.check(&sequence)?;
+        let keys = if sequence.cache_prompt && self.options.prefix_sequences > 0 {
+            row_keys(&sequence.prompt, self.model.n_embd())
+        } else {
+            Vec::new()
+        };
         let mut state = self.shared.lock();
         if state.stopped {
             return Err(Error::Stopped);
@@ -287,6 +314,7 @@ impl Engine {
         state.waiting.push_back(Waiting {
             sequence,
             need,
+            keys,
             since: Instant::now(),
         });
         drop(state);
@@ -410,6 +438,8 @@ impl std::fmt::Debug for Engine {
 struct Waiting {
     sequence: Sequence,
     need: Need,
+    /// Of each row of the prompt, or none where they are not to be shared.
+    keys: Vec<RowKey>,
     since: Instant,
 }
 
@@ -440,6 +470,8 @@ struct Shared {
 struct Counters {
     steps: AtomicU64,
     prompt_rows: AtomicU64,
+    reused_rows: AtomicU64,
+    kept_sequences: AtomicU64,
     sampled_tokens: AtomicU64,
 }
 
@@ -489,11 +521,36 @@ fn settle(mut options: EngineOptions, model: &LanguageModel) -> Result<EngineOpt
         );
         options.n_ctx = trained;
     }
+    options.prefix_sequences = match model.shares_prefixes() {
+        true => options.prefix_sequences.min(MAX_SEQUENCES - options.slots),
+        false => 0,
+    };
     // Every sequence that generates must fit into one step.
     options.n_batch = options.n_batch.max(options.slots);
     options.n_ubatch = options.n_ubatch.min(options.n_batch);
     options.threads = Some(options.threads.unwrap_or_else(default_threads).max(1));
     Ok(options)
+}
+
+/// What each row of a prompt is computed from.
+fn row_keys(prompt: &[PromptPart], n_embd: usize) -> Vec<RowKey> {
+    let mut keys = Vec::new();
+    let mut bytes = Vec::with_capacity(n_embd * size_of::<f32>());
+    for part in prompt {
+        match part {
+            PromptPart::Tokens(ids) => keys.extend(ids.iter().copied().map(RowKey::Token)),
+            PromptPart::Embeddings(rows) => {
+                for row in rows.chunks_exact(n_embd) {
+                    bytes.clear();
+                    bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+                    let mut half = [0; 16];
+                    half.copy_from_slice(&Sha256::digest(&bytes)[..16]);
+                    keys.push(RowKey::Embedding(half));
+                }
+            }
+        }
+    }
+    keys
 }
 
 /// One thread a physical core, of those this process may use: matrix products gain

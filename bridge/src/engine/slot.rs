@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::beam::{BeamSearch, Step, log_softmax};
+use super::cells::{Admission, RowKey};
 use super::detokenize::Detokenizer;
 use super::outbox::Outbox;
 use super::rules::Rules;
@@ -20,7 +21,7 @@ pub(super) struct Slot {
     /// The lane whose context computes this.
     pub(super) lane: usize,
     /// Its sequences there. Beam `i` is sequence `i`; the prompt is computed in the
-    /// first and shared by all.
+    /// first, behind what others computed of it, and shared by all.
     pub(super) sequences: Vec<usize>,
     /// KV cells set aside for it.
     pub(super) cells: usize,
@@ -29,6 +30,9 @@ pub(super) struct Slot {
     /// What the decoder reads before it answers.
     prompt: Vec<PromptPart>,
     n_prompt: usize,
+    /// What the rows of the prompt, and without beams those of the answer, are
+    /// computed from; empty where they are not to be shared.
+    keys: Vec<RowKey>,
     /// Rows of each sequence in the KV cache.
     position: usize,
     /// The part of the prompt that comes next, and the row in it.
@@ -75,13 +79,15 @@ impl Slot {
         waiting: Waiting,
         model: &LanguageModel,
         lane: usize,
-        sequences: Vec<usize>,
+        admission: Admission,
     ) -> Slot {
         let Waiting {
             sequence,
             need,
+            keys,
             since,
         } = waiting;
+        let Admission { sequences, shared } = admission;
         let admitted = Instant::now();
         let mut timings = sequence.timings;
         timings.queue = admitted.duration_since(since).as_secs_f64();
@@ -123,7 +129,7 @@ impl Slot {
             }
             Choice::Sample(sampler)
         };
-        Slot {
+        let mut slot = Slot {
             outbox: Outbox::new(sequence.events),
             lane,
             sequences,
@@ -131,6 +137,7 @@ impl Slot {
             encoder_input,
             prompt,
             n_prompt,
+            keys,
             position: 0,
             next_part: 0,
             next_row: 0,
@@ -148,12 +155,15 @@ impl Slot {
             usage: Usage {
                 prompt_tokens: need.n_prompt,
                 image_tokens: need.n_image,
+                cached_tokens: shared,
                 completion_tokens: 0,
             },
             timings,
             admitted,
             first_token: None,
-        }
+        };
+        slot.advance(shared, model.n_embd());
+        slot
     }
 
     /// Whether the encoder has not read its input yet.
@@ -237,6 +247,13 @@ impl Slot {
         }
     }
 
+    /// What the next `n` rows of the first sequence are computed from, as far as
+    /// others may share them.
+    pub(super) fn next_keys(&self, n: usize) -> &[RowKey] {
+        let end = self.keys.len().min(self.position + n);
+        self.keys.get(self.position..end).unwrap_or_default()
+    }
+
     /// `n` rows of [`Slot::add_rows`] are in the KV cache now.
     pub(super) fn advance(&mut self, n: usize, n_embd: usize) {
         if self.generates() {
@@ -286,6 +303,9 @@ impl Slot {
                         logits
                     };
                     id = Some(sampler.sample(logits, &mut scratch.candidates)?);
+                }
+                if !self.keys.is_empty() {
+                    self.keys.extend(id.map(RowKey::Token));
                 }
                 Ok(id.is_some_and(|id| self.accept(id, model, &mut scratch.bytes)))
             }

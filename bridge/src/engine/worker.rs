@@ -126,7 +126,7 @@ impl Worker {
             if let Some(slot) = &self.slots[index]
                 && slot.outbox.is_closed()
             {
-                self.free(index);
+                self.free(index, false);
             }
         }
     }
@@ -146,8 +146,13 @@ impl Worker {
                 return;
             };
             let n = waiting.need.sequences;
-            let free = &mut self.lanes[lane].free;
-            let sequences = free.split_off(free.len().saturating_sub(n));
+            let Some(admission) = self.lanes[lane].admit(&waiting.need, &waiting.keys) else {
+                let reason = format!("no {n} sequences are free");
+                Outbox::new(waiting.sequence.events).push(Event::Error(Error::Decode { reason }));
+                continue;
+            };
+            let reused_rows = &self.shared.counters.reused_rows;
+            reused_rows.fetch_add(admission.shared as u64, Ordering::Relaxed);
             self.free_sequences -= n;
             self.free_cells -= waiting.need.cells;
             {
@@ -155,9 +160,17 @@ impl Worker {
                 state.active += 1;
                 state.sequences += n;
             }
-            self.slots[index] = Some(Slot::new(waiting, &self.model, lane, sequences));
+            self.slots[index] = Some(Slot::new(waiting, &self.model, lane, admission));
             self.order.push(index);
         }
+        self.count_kept();
+    }
+
+    /// Tells how much of the KV cache is kept for requests to come.
+    fn count_kept(&self) {
+        let kept: usize = self.lanes.iter().map(|lane| lane.cells.kept()).sum();
+        let kept_sequences = &self.shared.counters.kept_sequences;
+        kept_sequences.store(kept as u64, Ordering::Relaxed);
     }
 
     fn next_waiting(&self) -> Option<Waiting> {
@@ -313,15 +326,18 @@ impl Worker {
             let Some(slot) = &mut self.slots[share.slot] else {
                 continue;
             };
+            let lane = &mut self.lanes[lane];
+            lane.cells
+                .computed(slot.sequences[0], slot.next_keys(share.n_rows));
             slot.advance(share.n_rows, self.model.n_embd());
             if share.outputs.is_empty() {
                 continue;
             }
-            let context = &mut self.lanes[lane].context;
+            let context = &mut lane.context;
             let rows = &outputs[share.outputs.clone()];
             match slot.choose(rows, context, &self.model, &mut self.scratch) {
                 Ok(false) => {}
-                Ok(true) => self.free(share.slot),
+                Ok(true) => self.free(share.slot, true),
                 Err(error) => self.fail(share.slot, error),
             }
         }
@@ -333,20 +349,19 @@ impl Worker {
         if let Some(slot) = &mut self.slots[index] {
             slot.fail(error);
         }
-        self.free(index);
+        self.free(index, false);
     }
 
-    /// Takes a request out of its slot and its sequences out of the KV cache.
-    fn free(&mut self, index: usize) {
+    /// Takes a request out of its slot. With `keep`, what it computed stays in the KV
+    /// cache for requests that begin alike.
+    fn free(&mut self, index: usize, keep: bool) {
         let Some(slot) = self.slots[index].take() else {
             return;
         };
         let lane = &mut self.lanes[slot.lane];
         let n = slot.sequences.len();
-        for &sequence in &slot.sequences {
-            lane.context.remove(sequence);
-        }
-        lane.free.extend(slot.sequences);
+        lane.finish(&slot.sequences, keep);
+        self.count_kept();
         self.free_sequences += n;
         self.free_cells += slot.cells;
         self.order.retain(|&occupied| occupied != index);

@@ -49,11 +49,9 @@ pub fn run(args: &AskArgs) -> Result<ExitCode> {
         }])
     };
     let mut events = model.submit(Request {
-        prompt,
         images: images.clone(),
         max_tokens: args.generation.max_tokens.map(|n| n as usize),
-        sampling: sampling(&args.generation, model.default_sampling()),
-        stop: Vec::new(),
+        ..Request::new(prompt, sampling(&args.generation, model.default_sampling()))
     })?;
     let mut out = std::io::stdout().lock();
     let answer = collect(&mut events, |text| {

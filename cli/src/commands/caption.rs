@@ -80,14 +80,13 @@ fn submit(model: &Model, image: &Path, args: &CaptionArgs) -> Result<Receiver<Ev
     // A picture without words is captioned as the layout says.
     let mut parts = vec![Part::Image(0)];
     parts.extend(args.prompt.clone().map(Part::Text));
+    let prompt = Prompt::Chat(vec![Message {
+        role: Role::User,
+        parts,
+    }]);
     Ok(model.submit(Request {
-        prompt: Prompt::Chat(vec![Message {
-            role: Role::User,
-            parts,
-        }]),
         images: vec![file],
         max_tokens: args.generation.max_tokens.map(|n| n as usize),
-        sampling: sampling(&args.generation, model.default_sampling()),
-        stop: Vec::new(),
+        ..Request::new(prompt, sampling(&args.generation, model.default_sampling()))
     })?)
 }

@@ -33,6 +33,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
         let spinner = progress::spinner(format!("loading {}", args.bundle.display()));
         let model_options = ModelOptions {
             queue: usize::from(args.queue),
+            prefix_cache: !args.no_prefix_cache,
             ..model_options(&args.engine, args.slots)
         };
         let bundle = args.bundle.clone();

@@ -116,6 +116,7 @@ pub fn done(text: &str, finish_reason: FinishReason) -> Event {
         usage: Usage {
             prompt_tokens: 45,
             image_tokens: 32,
+            cached_tokens: 12,
             completion_tokens: 4,
         },
         timings: Timings::default(),

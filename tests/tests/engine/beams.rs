@@ -3,18 +3,18 @@
 
 use super::*;
 
-struct BeamCase {
-    parts: Vec<PromptPart>,
+pub(super) struct BeamCase {
+    pub(super) parts: Vec<PromptPart>,
     /// One for each setting.
-    answers: Vec<Vec<i32>>,
+    pub(super) answers: Vec<Vec<i32>>,
 }
 
-fn settings() -> Vec<Sampling> {
+pub(super) fn settings() -> Vec<Sampling> {
     let settings = json("llm/beams.json")["settings"].clone();
     settings.as_array().unwrap().iter().map(setting).collect()
 }
 
-fn beam_cases() -> Vec<BeamCase> {
+pub(super) fn beam_cases() -> Vec<BeamCase> {
     let pictures = json("llm/golden.json")["pictures"].clone();
     let bytes = std::fs::read(golden("llm/reference.safetensors")).unwrap();
     let soft_prompts = rows(&SafeTensors::deserialize(&bytes).unwrap(), "soft_prompt");

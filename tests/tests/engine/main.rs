@@ -5,6 +5,7 @@
 mod beams;
 mod encoder_decoder;
 mod golden_answers;
+mod prefixes;
 mod requests;
 mod scheduling;
 

@@ -154,6 +154,8 @@ fn prompts_are_computed_beside_those_who_generate() {
         slots: 2,
         n_batch: 16,
         n_ubatch: 16,
+        // The two begin alike, and every row shall count.
+        prefix_sequences: 0,
         ..options()
     });
     // 100 tokens take 100 steps, and the 7 of a prompt of 104 rows are among them.
