@@ -1,5 +1,4 @@
-//! Weights on disk, memory-mapped: safetensors files, and what `torch.save`
-//! writes.
+//! Weights on disk: safetensors files, and what `torch.save` writes.
 //!
 //! A checkpoint directory holds `model.safetensors`, or
 //! `model.safetensors.index.json` with the shards it names, or the same as
@@ -7,17 +6,19 @@
 //! checks them whole, so that a file cut short or damaged is refused before
 //! anything is computed.
 //!
-//! The files must not change while a [`Checkpoint`] is alive: cutting one
-//! short under it ends the process, as for every program that maps files.
+//! Files are read tensor by tensor and not memory-mapped. Every weight is
+//! converted or packed once, into memory that products read, so a map would be
+//! a second copy of it, which counts as the process's own for as long as the
+//! system keeps it, and a file that is cut short would end the process.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use memmap2::Mmap;
-use safetensors::tensor::TensorInfo;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensorError};
 use serde::Deserialize;
 
 pub use self::write::{Values, Weight, WeightType, write_weights};
@@ -41,6 +42,9 @@ const LAYOUTS: [(&str, &str, Format); 2] = [
     ),
 ];
 
+/// Bytes of a safetensors header; published ones have less than 1 MB.
+const MAX_HEADER: u64 = 100_000_000;
+
 #[derive(Debug, Clone, Copy)]
 enum Format {
     Safetensors,
@@ -50,15 +54,14 @@ enum Format {
 /// The tensors of one model, in one file or several.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<MappedFile>,
+    files: Vec<Source>,
     tensors: BTreeMap<String, Entry>,
 }
 
 #[derive(Debug)]
-struct MappedFile {
+struct Source {
     path: PathBuf,
     file: File,
-    map: Mmap,
 }
 
 #[derive(Debug)]
@@ -67,7 +70,7 @@ struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     /// Bytes of the file.
-    range: std::ops::Range<usize>,
+    range: Range<u64>,
 }
 
 /// A tensor as it lies in its file.
@@ -79,16 +82,57 @@ pub struct RawTensor<'a> {
     pub dtype: Dtype,
     /// Shape, outermost dimension first.
     pub shape: &'a [usize],
-    /// Elements, little-endian, innermost dimension contiguous.
-    pub bytes: &'a [u8],
     /// The file that holds it.
     pub path: &'a Path,
+    source: &'a File,
+    range: &'a Range<u64>,
 }
 
 impl RawTensor<'_> {
-    /// The elements of an f32, f16 or bf16 tensor; none of another.
-    pub fn to_f32(&self) -> Vec<f32> {
-        write::to_f32(self.bytes, self.dtype)
+    /// The elements' bytes, little-endian, innermost dimension contiguous.
+    ///
+    /// # Errors
+    /// The file cannot be read, or was cut short since it was opened.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let n = self.range.end - self.range.start;
+        let n = usize::try_from(n).map_err(|_| Error::Io {
+            path: self.path.to_owned(),
+            source: std::io::ErrorKind::OutOfMemory.into(),
+        })?;
+        let mut bytes = vec![0; n];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fills `buffer` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// The tensor has fewer bytes, or its file cannot be read.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let n = self.range.end - self.range.start;
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > n) {
+            return Err(Error::Io {
+                path: self.path.to_owned(),
+                source: std::io::ErrorKind::UnexpectedEof.into(),
+            });
+        }
+        read_at(self.source, buffer, self.range.start + offset).map_err(Error::io(self.path))
+    }
+
+    /// The elements of an f32, f16 or bf16 tensor.
+    ///
+    /// # Errors
+    /// [`Error::DType`] for another, and when the file cannot be read.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        match self.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(write::to_f32(&self.read()?, self.dtype)),
+            found => Err(Error::DType {
+                path: self.path.to_owned(),
+                tensor: self.name.to_owned(),
+                found,
+            }),
+        }
     }
 }
 
@@ -195,27 +239,15 @@ impl Checkpoint {
 
     fn add_file(&mut self, path: &Path, format: Format) -> Result<()> {
         let source = File::open(path).map_err(Error::io(path))?;
-        let map = map(&source).map_err(Error::io(path))?;
         let file = self.files.len();
-        self.files.push(MappedFile {
-            path: path.to_owned(),
-            file: source,
-            map,
-        });
-        let map = &self.files[file].map;
         let entries: Vec<(String, Entry)> = match format {
             Format::Safetensors => {
-                let (header, metadata) =
-                    SafeTensors::read_metadata(map).map_err(|source| Error::Safetensors {
-                        path: path.to_owned(),
-                        source,
-                    })?;
-                let start = header + size_of::<u64>();
+                let (start, metadata) = read_header(path, &source)?;
                 let entry = |info: &TensorInfo| Entry {
                     file,
                     dtype: info.dtype,
                     shape: info.shape.clone(),
-                    range: start + info.data_offsets.0..start + info.data_offsets.1,
+                    range: start + info.data_offsets.0 as u64..start + info.data_offsets.1 as u64,
                 };
                 metadata
                     .tensors()
@@ -223,7 +255,7 @@ impl Checkpoint {
                     .map(|(name, info)| (name, entry(info)))
                     .collect()
             }
-            Format::Torch => pth::tensors(map)
+            Format::Torch => pth::tensors(&source)
                 .map_err(|reason| Error::Torch {
                     path: path.to_owned(),
                     reason,
@@ -240,6 +272,10 @@ impl Checkpoint {
                 })
                 .collect(),
         };
+        self.files.push(Source {
+            path: path.to_owned(),
+            file: source,
+        });
         for (name, entry) in entries {
             if let Some(other) = self.tensors.get(&name) {
                 return Err(Error::DuplicateTensor {
@@ -284,26 +320,6 @@ impl Checkpoint {
         }
     }
 
-    /// Fills `buffer` with a tensor's bytes from `offset` on, past the memory map: pages
-    /// of a map count as the process's memory for as long as the system keeps them.
-    ///
-    /// # Errors
-    /// There is no such tensor, it has fewer bytes, or its file cannot be read.
-    pub fn read_bytes(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let raw = self.raw(name)?;
-        let entry = &self.tensors[raw.name];
-        let file = &self.files[entry.file];
-        let end = offset.checked_add(buffer.len() as u64);
-        if end.is_none_or(|end| end > entry.range.len() as u64) {
-            return Err(Error::Io {
-                path: file.path.clone(),
-                source: std::io::ErrorKind::UnexpectedEof.into(),
-            });
-        }
-        read_at(&file.file, buffer, entry.range.start as u64 + offset)
-            .map_err(Error::io(&file.path))
-    }
-
     /// Shape of a tensor, outermost dimension first.
     ///
     /// # Errors
@@ -341,20 +357,14 @@ impl Checkpoint {
                 found: raw.shape.to_vec(),
             });
         }
-        let stored = match raw.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            found => {
-                return Err(Error::DType {
-                    path: raw.path.to_owned(),
-                    tensor: name.to_owned(),
-                    found,
-                });
+        // candle's own cast would keep both at once.
+        let tensor = match (raw.dtype, dtype) {
+            (Dtype::F16, DType::F16) | (Dtype::BF16, DType::BF16) => {
+                Tensor::from_raw_buffer(&raw.read()?, dtype, shape, &Device::Cpu)?
             }
+            _ => Tensor::from_vec(raw.to_f32()?, shape, &Device::Cpu)?.to_dtype(dtype)?,
         };
-        let tensor = Tensor::from_raw_buffer(raw.bytes, stored, shape, &Device::Cpu)?;
-        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+        Ok(tensor.to_device(device)?)
     }
 
     /// The tensors as `dtype` on `device`, to be taken by name and prefix.
@@ -373,8 +383,9 @@ impl Checkpoint {
             name,
             dtype: entry.dtype,
             shape: &entry.shape,
-            bytes: &file.map[entry.range.clone()],
             path: &file.path,
+            source: &file.file,
+            range: &entry.range,
         }
     }
 
@@ -440,15 +451,33 @@ fn read_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Resu
     Ok(())
 }
 
-/// Maps a file for reading.
-///
-/// No safe crate does this soundly, since another process may write to the
-/// file; reading instead would cost a second copy of every weight.
-#[allow(unsafe_code)]
-fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the bytes are only ever read as integers and floats, whose every
-    // bit pattern is a value, and what the header promises is checked against
-    // the map's length; files must not change meanwhile, as the module's docs
-    // tell the user.
-    unsafe { Mmap::map(file) }
+/// Where the tensors of a safetensors file begin, and its header.
+fn read_header(path: &Path, file: &File) -> Result<(u64, Metadata)> {
+    let invalid = |source| Error::Safetensors {
+        path: path.to_owned(),
+        source,
+    };
+    let size = file.metadata().map_err(Error::io(path))?.len();
+    let mut length = [0; size_of::<u64>()];
+    if size < length.len() as u64 {
+        return Err(invalid(SafeTensorError::HeaderTooSmall));
+    }
+    read_at(file, &mut length, 0).map_err(Error::io(path))?;
+    let n = u64::from_le_bytes(length);
+    if n > MAX_HEADER {
+        return Err(invalid(SafeTensorError::HeaderTooLarge));
+    }
+    let start = length.len() as u64 + n;
+    if start > size {
+        return Err(invalid(SafeTensorError::InvalidHeaderLength));
+    }
+    let mut header = vec![0; n as usize];
+    read_at(file, &mut header, length.len() as u64).map_err(Error::io(path))?;
+    // Deserializing checks that offsets are in order and fit the shapes.
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|error| invalid(SafeTensorError::InvalidHeaderDeserialization(error)))?;
+    if metadata.data_len() as u64 != size - start {
+        return Err(invalid(SafeTensorError::MetadataIncompleteBuffer));
+    }
+    Ok((start, metadata))
 }

@@ -41,7 +41,7 @@ pub fn resized(weight: &Weight, to: usize, align: Align) -> Result<Weight<'stati
             });
         }
     };
-    let values = interpolate(&weight.to_f32(), width, from, to, align);
+    let values = interpolate(&weight.to_f32()?, width, from, to, align);
     Ok(Weight {
         name: weight.name.clone(),
         shape: vec![1, 1 + to * to, width],

@@ -95,7 +95,7 @@ impl Bundle {
         &self.manifest
     }
 
-    /// The tensors of vision, Q-Former and projection, memory-mapped.
+    /// The tensors of vision, Q-Former and projection, read one by one as they are asked for.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }

@@ -46,7 +46,7 @@ impl TensorSource for Checkpoint {
     }
 
     fn read(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        Ok(self.read_bytes(name, offset, buffer)?)
+        Ok(self.raw(name)?.read_at(offset, buffer)?)
     }
 
     fn describe(&self) -> String {

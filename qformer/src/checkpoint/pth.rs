@@ -7,16 +7,18 @@
 //! `torch/_utils.py`, `_rebuild_tensor_v2`.
 
 use std::collections::HashMap;
-use std::io::Cursor;
+use std::fs::File;
+use std::io::BufReader;
 use std::ops::Range;
 
 use safetensors::Dtype;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{Id, Pickle, Value};
+use super::read_at;
 
 /// Published checkpoints' pickles are below 1 MB.
-const MAX_PICKLE: usize = 64 << 20;
+const MAX_PICKLE: u64 = 64 << 20;
 
 /// Where training programs put the weights beside the optimizer's state.
 const MODEL_KEY: &str = "model";
@@ -28,13 +30,14 @@ pub(super) struct PthTensor {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     /// Bytes of the file.
-    pub range: Range<usize>,
+    pub range: Range<u64>,
 }
 
 /// The tensors of a state dictionary: the whole file, or its `model`. What is
 /// no tensor is left out; the error says what is wrong.
-pub(super) fn tensors(file: &[u8]) -> Result<Vec<PthTensor>, String> {
-    if !file.starts_with(b"PK\x03\x04") {
+pub(super) fn tensors(file: &File) -> Result<Vec<PthTensor>, String> {
+    let mut magic = [0; 4];
+    if read_at(file, &mut magic, 0).is_err() || &magic != b"PK\x03\x04" {
         return Err(
             "not a zip archive, which torch.save writes since PyTorch 1.6: load it and save it again"
                 .to_owned(),
@@ -48,18 +51,12 @@ pub(super) fn tensors(file: &[u8]) -> Result<Vec<PthTensor>, String> {
         return Err("not a file of torch.save: it has no single data.pkl".to_owned());
     };
     let folder = name.strip_suffix("data.pkl").unwrap_or_default();
-    let byteorder = entries.get(&format!("{folder}byteorder"));
-    if byteorder.is_some_and(|range| &file[range.clone()] == b"big") {
+    if let Some(order) = entries.get(&format!("{folder}byteorder"))
+        && read(file, order)? == b"big"
+    {
         return Err("its numbers are big-endian, which is not read".to_owned());
     }
-    if range.len() > MAX_PICKLE {
-        return Err(format!(
-            "its pickle has {} bytes, more than any checkpoint's (limit {MAX_PICKLE})",
-            range.len()
-        ));
-    }
-    let pickle =
-        Pickle::read(&file[range.clone()]).map_err(|reason| format!("{name}: {reason}"))?;
+    let pickle = Pickle::read(&read(file, range)?).map_err(|reason| format!("{name}: {reason}"))?;
     let reader = Reader {
         pickle: &pickle,
         entries: &entries,
@@ -68,9 +65,23 @@ pub(super) fn tensors(file: &[u8]) -> Result<Vec<PthTensor>, String> {
     reader.state_dict()
 }
 
+/// A small entry's bytes.
+fn read(file: &File, range: &Range<u64>) -> Result<Vec<u8>, String> {
+    let n = range.end - range.start;
+    if n > MAX_PICKLE {
+        return Err(format!(
+            "its pickle has {n} bytes, more than any checkpoint's (limit {MAX_PICKLE})"
+        ));
+    }
+    let mut bytes = vec![0; n as usize];
+    read_at(file, &mut bytes, range.start).map_err(|error| error.to_string())?;
+    Ok(bytes)
+}
+
 /// Names of the archive's entries, with their bytes of the file.
-fn entries(file: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
-    let mut archive = ZipArchive::new(Cursor::new(file)).map_err(|error| {
+fn entries(file: &File) -> Result<HashMap<String, Range<u64>>, String> {
+    let size = file.metadata().map_err(|error| error.to_string())?.len();
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|error| {
         format!("the archive has no end, as after a download that was cut short ({error}): fetch it again")
     })?;
     let mut entries = HashMap::new();
@@ -84,10 +95,7 @@ fn entries(file: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
         let range = entry
             .data_start()
             .and_then(|start| Some(start..start.checked_add(entry.size())?))
-            .and_then(|range| {
-                Some(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
-            })
-            .filter(|range| range.end <= file.len())
+            .filter(|range| range.end <= size)
             .ok_or_else(|| format!("damaged archive: {name} ends after the file"))?;
         if entries.insert(name.clone(), range).is_some() {
             return Err(format!("damaged archive: {name} is in it twice"));
@@ -98,7 +106,7 @@ fn entries(file: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
 
 struct Reader<'a> {
     pickle: &'a Pickle,
-    entries: &'a HashMap<String, Range<usize>>,
+    entries: &'a HashMap<String, Range<u64>>,
     folder: &'a str,
 }
 
@@ -181,10 +189,11 @@ impl Reader<'_> {
             .checked_mul(width)
             .and_then(|bytes| bytes.checked_add(start))
             .ok_or(overflow)?;
-        if end > entry.len() {
+        let (start, end) = (start as u64, end as u64);
+        let stored = entry.end - entry.start;
+        if end > stored {
             return Err(format!(
-                "it needs {end} bytes of a storage that has {}",
-                entry.len()
+                "it needs {end} bytes of a storage that has {stored}"
             ));
         }
         Ok(PthTensor {
@@ -196,7 +205,7 @@ impl Reader<'_> {
     }
 
     /// A storage, `("storage", type, key, location, elements)`.
-    fn storage(&self, id: Id) -> Result<(Dtype, Range<usize>), String> {
+    fn storage(&self, id: Id) -> Result<(Dtype, Range<u64>), String> {
         let parts = match self.pickle.get(id) {
             Value::Persistent(parts) => self.pickle.tuple(*parts),
             _ => None,

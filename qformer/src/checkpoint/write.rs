@@ -1,11 +1,15 @@
 //! Weights to a safetensors file, one tensor in memory at a time.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use safetensors::{Dtype, View};
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensorError};
 
 use super::RawTensor;
 use crate::{Error, Result};
@@ -82,24 +86,16 @@ impl Weight<'_> {
         }
     }
 
-    pub(crate) fn to_f32(&self) -> Cow<'_, [f32]> {
+    pub(crate) fn to_f32(&self) -> Result<Cow<'_, [f32]>> {
         match &self.values {
-            Values::Stored(tensor) => Cow::Owned(tensor.to_f32()),
-            Values::Computed(values) => Cow::Borrowed(values),
+            Values::Stored(tensor) => Ok(Cow::Owned(tensor.to_f32()?)),
+            Values::Computed(values) => Ok(Cow::Borrowed(values)),
         }
     }
 
     /// The type to write: the one asked for if the values fit.
     fn check(&self, weight_type: Option<WeightType>) -> Result<Dtype> {
-        let stored = self.stored_dtype();
-        if !matches!(stored, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(Error::DType {
-                path: self.path.clone(),
-                tensor: self.name.clone(),
-                found: stored,
-            });
-        }
-        let largest = self.to_f32().iter().fold(0.0, |largest: f32, value| {
+        let largest = self.to_f32()?.iter().fold(0.0, |largest: f32, value| {
             // NaN must not be lost, as `f32::max` would.
             if value.is_finite() {
                 largest.max(value.abs())
@@ -114,7 +110,7 @@ impl Weight<'_> {
             });
         }
         match weight_type {
-            None => Ok(stored),
+            None => Ok(self.stored_dtype()),
             Some(WeightType::F16) if largest > f16::MAX.to_f32() => Ok(Dtype::F32),
             Some(weight_type) => Ok(weight_type.dtype()),
         }
@@ -165,35 +161,6 @@ fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
     }
 }
 
-/// A weight on its way out, in its final type.
-struct Output<'a> {
-    weight: &'a Weight<'a>,
-    dtype: Dtype,
-    progress: &'a dyn Fn(u64),
-}
-
-impl View for Output<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.weight.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        (self.progress)(self.data_len() as u64);
-        match &self.weight.values {
-            Values::Stored(tensor) if tensor.dtype == self.dtype => Cow::Borrowed(tensor.bytes),
-            _ => Cow::Owned(from_f32(&self.weight.to_f32(), self.dtype)),
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        self.weight.shape.iter().product::<usize>() * (self.dtype.bitsize() / 8)
-    }
-}
-
 /// Writes `weights` to the safetensors file `path`: as `weight_type`, or, where
 /// none is given, in the type that each is stored in. `progress` is told the
 /// bytes of each tensor as it is written. Gives the names of the tensors that
@@ -208,32 +175,51 @@ pub fn write_weights(
     path: &Path,
     progress: &dyn Fn(u64),
 ) -> Result<Vec<String>> {
-    let outputs = weights
+    let mut typed = weights
         .iter()
-        .map(|weight| {
-            let dtype = weight.check(weight_type)?;
-            let output = Output {
-                weight,
-                dtype,
-                progress,
-            };
-            Ok((weight.name.as_str(), output))
-        })
+        .map(|weight| Ok((*weight, weight.check(weight_type)?)))
         .collect::<Result<Vec<_>>>()?;
-    let kept = outputs
-        .iter()
-        .filter(|(_, output)| weight_type == Some(WeightType::F16) && output.dtype == Dtype::F32)
-        .map(|(name, _)| (*name).to_owned())
-        .collect();
+    // So that every tensor is aligned to its elements.
+    typed.sort_by_key(|(_, dtype)| Reverse(dtype.bitsize()));
+    let mut infos = Vec::with_capacity(typed.len());
+    let mut end = 0;
+    for (weight, dtype) in &typed {
+        let start = end;
+        end += weight.shape.iter().product::<usize>() * (dtype.bitsize() / 8);
+        let info = TensorInfo {
+            dtype: *dtype,
+            shape: weight.shape.clone(),
+            data_offsets: (start, end),
+        };
+        infos.push((weight.name.clone(), info));
+    }
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors::serialize_to_file(outputs, Some(metadata), path).map_err(
-        |source| match source {
-            safetensors::SafeTensorError::IoError(source) => Error::io(path)(source),
-            source => Error::Safetensors {
-                path: path.to_owned(),
-                source,
-            },
-        },
-    )?;
+    let header = Metadata::new(Some(metadata), infos).and_then(|metadata| {
+        serde_json::to_vec(&metadata).map_err(SafeTensorError::InvalidHeaderDeserialization)
+    });
+    let mut header = header.map_err(|source| Error::Safetensors {
+        path: path.to_owned(),
+        source,
+    })?;
+    // Elements begin at a multiple of 8 bytes.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
+    let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io(path));
+    write(&(header.len() as u64).to_le_bytes())?;
+    write(&header)?;
+    let mut kept = Vec::new();
+    for (weight, dtype) in typed {
+        if weight_type == Some(WeightType::F16) && dtype == Dtype::F32 {
+            kept.push(weight.name.clone());
+        }
+        let bytes = match &weight.values {
+            Values::Stored(tensor) if tensor.dtype == dtype => tensor.read()?,
+            _ => from_f32(&weight.to_f32()?, dtype),
+        };
+        write(&bytes)?;
+        progress(bytes.len() as u64);
+    }
+    file.flush().map_err(Error::io(path))?;
     Ok(kept)
 }

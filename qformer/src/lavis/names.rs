@@ -146,9 +146,9 @@ impl<'a> Taken<'a> {
     fn qkv_bias(&mut self, name: &str, query: &str, value: &str, width: usize) -> Result<()> {
         let query = self.find(name, query, &[width])?;
         let value = self.find(name, value, &[width])?;
-        let mut bias = query.to_f32().into_owned();
+        let mut bias = query.to_f32()?.into_owned();
         bias.resize(2 * width, 0.0);
-        bias.extend(value.to_f32().iter());
+        bias.extend(value.to_f32()?.iter());
         self.weights.push(Weight {
             shape: vec![3 * width],
             values: Values::Computed(bias),

@@ -89,7 +89,8 @@ fn soft_prompts_equal_transformers_on_the_graph_of_opt() {
         .raw("language_model.model.decoder.embed_tokens.weight")
         .unwrap();
     let embeddings: Vec<f32> = stored
-        .bytes
+        .read()
+        .unwrap()
         .chunks_exact(4)
         .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
         .collect();
@@ -182,7 +183,7 @@ fn gains_of_opt_are_powers_of_two_that_its_graph_divides_by() {
             .all(|gain| gain.log2().fract() == 0.0 && *gain >= 16.0)
     );
     let name = "language_model.model.decoder.layers.1.fc1.weight";
-    let stored = golden.checkpoint.raw(name).unwrap().bytes;
+    let stored = golden.checkpoint.raw(name).unwrap().read().unwrap();
     for (i, bytes) in stored.chunks_exact(4).enumerate() {
         let weight = f32::from_le_bytes(bytes.try_into().unwrap());
         assert_eq!(up[i], weight * gains[i / 32], "element {i}");
@@ -233,6 +234,6 @@ fn t5_is_what_llama_cpp_loads() {
             .raw(&format!("language_model.{theirs}.weight"))
             .unwrap();
         assert_eq!(tensor.shape().dims(), stored.shape, "{name}");
-        assert_eq!(tensor.data().unwrap(), stored.bytes, "{name}");
+        assert_eq!(tensor.data().unwrap(), stored.read().unwrap(), "{name}");
     }
 }
