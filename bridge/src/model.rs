@@ -7,7 +7,7 @@ use candle_core::Device;
 use prompts::{ChatTemplate, Message, Segment, check_images};
 use tokio::sync::mpsc::{Receiver, channel};
 
-use crate::bundle::{Bundle, Manifest};
+use crate::bundle::{Bundle, MINIGPT4, Manifest};
 use crate::engine::{Activity, CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequence};
 use crate::event::Event;
 use crate::image_encoder::ImageEncoder;
@@ -228,6 +228,8 @@ impl Model {
             prompt: Vec::new(),
             max_tokens: Some(request.max_tokens.unwrap_or(defaults.max_tokens)),
             sampling: request.sampling,
+            // MiniGPT-4 gives `generate` embeddings alone, which knows no prompt then.
+            penalize_prompt: self.manifest.family != MINIGPT4,
             stop_ids: self.manifest.prompt.stop_ids().to_vec(),
             stop,
             cache_prompt: request.cache_prompt,

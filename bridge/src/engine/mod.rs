@@ -143,6 +143,9 @@ pub struct Sequence {
     pub max_tokens: Option<usize>,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// Whether the repetition penalty counts the tokens of the prompt, beside those of
+    /// the answer.
+    pub penalize_prompt: bool,
     /// Tokens that end the answer, besides the model's own end-of-generation tokens.
     pub stop_ids: Vec<i32>,
     /// Texts that end the answer and are not part of it.
@@ -170,6 +173,7 @@ impl Sequence {
             prompt,
             max_tokens: None,
             sampling: Sampling::default(),
+            penalize_prompt: true,
             stop_ids: Vec::new(),
             stop: Vec::new(),
             ignore_eos: false,

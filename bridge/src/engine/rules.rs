@@ -7,7 +7,7 @@ pub struct Rules {
     /// Divides the positive scores of tokens that the prompt or the answer holds
     /// and multiplies the negative ones; 1 is off.
     pub repetition_penalty: f32,
-    /// The prompt's tokens, in any order.
+    /// Tokens that count as if the answer held them: the prompt's, in any order.
     pub prompt_ids: Vec<i32>,
     /// Tokens of an answer before one of `ends` may come.
     pub min_tokens: usize,

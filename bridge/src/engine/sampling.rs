@@ -27,7 +27,8 @@ pub struct Sampling {
     pub min_p: f32,
     /// Divides the positive logits of tokens that the prompt's text or the answer
     /// holds and multiplies the negative ones (with beams: the log-probabilities,
-    /// which are negative); 1 is off. An encoder's input does not count.
+    /// which are negative); 1 is off. An encoder's input does not count, nor does
+    /// MiniGPT-4's prompt.
     pub repetition_penalty: f32,
     /// Taken off a token's logit for each time it was seen lately; 0 is off.
     pub frequency_penalty: f32,

@@ -144,7 +144,11 @@ impl Slot {
             choice,
             rules: Rules {
                 repetition_penalty: sampling.repetition_penalty,
-                prompt_ids,
+                prompt_ids: if sequence.penalize_prompt {
+                    prompt_ids
+                } else {
+                    Vec::new()
+                },
                 min_tokens: sampling.min_tokens,
                 ends,
             },
