@@ -18,6 +18,10 @@ const MAX_TEXT: u64 = 16 << 20;
 /// Most dimensions of a tensor (`GGML_MAX_DIMS`).
 const MAX_DIMS: u32 = 4;
 
+/// Key under which a GGUF says of which `model_type` of transformers it was made, on
+/// the graph of another: an OPT is `mpt` to llama.cpp, as any MPT is.
+pub(crate) const MODEL_TYPE: &str = "qbridge.model_type";
+
 /// What the header of a GGUF language model says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GgufInfo {
@@ -43,8 +47,11 @@ pub struct GgufInfo {
     pub eos: Option<i32>,
     /// `general.file_type`: the number of llama.cpp's `llama_ftype`.
     pub file_type: Option<u32>,
-    /// Whether its activations are scaled (`ffn.act.scales`): on MPT's graph,
-    /// the mark of a converted OPT.
+    /// [`MODEL_TYPE`]: what `qbridge convert` made the file of, where another
+    /// architecture's graph computes it.
+    pub model_type: Option<String>,
+    /// Whether its activations are scaled (`ffn.act.scales`), by which a
+    /// converted OPT's GELU becomes its ReLU.
     pub has_activation_scales: bool,
     /// Parts that the model is split into (`split.count`), 1 for a single file.
     pub n_parts: usize,
@@ -188,6 +195,7 @@ impl<R: Read + Seek> Header<R> {
                 ("general.architecture", Value::Text(text)) => info.architecture = text,
                 ("general.name", Value::Text(text)) => info.name = Some(text),
                 ("general.license", Value::Text(text)) => info.license = Some(text),
+                (MODEL_TYPE, Value::Text(text)) => info.model_type = Some(text),
                 ("general.alignment", Value::Unsigned(n)) => alignment = n,
                 ("general.file_type", Value::Unsigned(n)) => {
                     info.file_type = u32::try_from(n).ok();

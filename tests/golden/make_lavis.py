@@ -331,10 +331,12 @@ def answers(model, tokenizer, layout, names, soft_prompts):
 N_VOCAB = 50272
 
 
-def header(path, architecture, name, *tensors):
+def header(path, architecture, name, *tensors, model_type=None):
     """A GGUF that says what it is, and holds little."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(name)
+    if model_type:
+        writer.add_string("qbridge.model_type", model_type)
     writer.add_context_length(64)
     writer.add_embedding_length(N_EMBD)
     writer.add_block_count(1)
@@ -382,7 +384,7 @@ def main():
     torch.save(trained(caption_state), OUT / "blip2_caption_opt.pth")
     torch.save(trained(minigpt4), OUT / "minigpt4.pth")
     torch.save(trained(llama2), OUT / "minigpt4_llama2.pth")
-    header(OUT / "opt.gguf", "mpt", "OPT", "blk.0.ffn.act.scales")
+    header(OUT / "opt.gguf", "mpt", "OPT", "blk.0.ffn.act.scales", model_type="opt")
     header(OUT / "mpt.gguf", "mpt", "OPT without what makes a ReLU of a GELU")
     header(OUT / "t5.gguf", "t5", "Flan T5")
     header(OUT / "vicuna-v0.gguf", "llama", "vicuna-7b-v0")

@@ -105,6 +105,7 @@ impl LlmSource {
                         "opt" => "mpt".to_owned(),
                         other => other.to_owned(),
                     },
+                    model_type: (model_type == "opt").then(|| model_type.to_owned()),
                     has_activation_scales: model_type == "opt",
                     name: Some(base_name(&weights.dir)),
                     n_embd: conversion.n_embd(),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::checkpoint::Source;
 use crate::bundle::{INSTRUCT_BLIP, MINIGPT4};
-use crate::language_model::GgufInfo;
+use crate::gguf::{GgufInfo, MODEL_TYPE};
 use crate::{Error, Result};
 
 /// Refuses a language model that the bridge was visibly not trained for.
@@ -29,6 +29,10 @@ pub(super) fn check_pair(source: &Source, info: &GgufInfo, llm: &Path) -> Result
         ),
         Some("opt") if !info.has_activation_scales => refuse(
             "a language model without ffn.act.scales, which no OPT is".to_owned(),
+            "OPT; give a GGUF that qbridge made of one",
+        ),
+        Some("opt") if info.model_type.as_deref() != Some("opt") => refuse(
+            format!("a language model of architecture mpt without {MODEL_TYPE}, an MPT"),
             "OPT; give a GGUF that qbridge made of one",
         ),
         Some("t5") if info.architecture != "t5" => refuse(found, "Flan-T5"),

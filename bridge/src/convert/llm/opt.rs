@@ -18,6 +18,7 @@ use super::{
     Graph, LlmParts, Metadata, config_error, positive, read_config, same_content, vocabulary_rows,
 };
 use crate::Result;
+use crate::gguf::MODEL_TYPE;
 
 /// Rows of the position table before that of position 0.
 const POSITION_OFFSET: usize = 2;
@@ -105,6 +106,7 @@ pub(super) fn graph(parts: &LlmParts) -> Result<Graph> {
         return Err(config_error(parts, problem));
     }
     let mut metadata = Metadata::default();
+    metadata.set(MODEL_TYPE, "opt");
     for (key, value) in [
         ("context_length", n_ctx),
         ("embedding_length", n_embd),
