@@ -45,6 +45,9 @@ const LAYOUTS: [(&str, &str, Format); 2] = [
 /// Bytes of a safetensors header; published ones have less than 1 MB.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// How the text begins that a clone without Git LFS has in place of a large file.
+const LFS_POINTER: &[u8; 23] = b"version https://git-lfs";
+
 #[derive(Debug, Clone, Copy)]
 enum Format {
     Safetensors,
@@ -219,7 +222,10 @@ impl Checkpoint {
             }
             let file = dir.join(shard);
             if !file.is_file() {
-                return Err(invalid(format!("the shard {} is missing", file.display())));
+                return Err(invalid(format!(
+                    "the shard {} is missing: fetch it too",
+                    file.display()
+                )));
             }
             paths.push(file);
         }
@@ -239,6 +245,12 @@ impl Checkpoint {
 
     fn add_file(&mut self, path: &Path, format: Format) -> Result<()> {
         let source = File::open(path).map_err(Error::io(path))?;
+        let mut beginning = [0; LFS_POINTER.len()];
+        if read_at(&source, &mut beginning, 0).is_ok() && &beginning == LFS_POINTER {
+            return Err(Error::LfsPointer {
+                path: path.to_owned(),
+            });
+        }
         let file = self.files.len();
         let entries: Vec<(String, Entry)> = match format {
             Format::Safetensors => {

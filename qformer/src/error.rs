@@ -43,12 +43,18 @@ pub enum Error {
         dir: PathBuf,
     },
     /// A file is no safetensors file, is cut short or is damaged.
-    #[error("{}: not a whole safetensors file: {source}", path.display())]
+    #[error("{}: not a whole safetensors file, as after a download that was cut short ({source}): fetch it again", path.display())]
     Safetensors {
         /// The file.
         path: PathBuf,
         /// What the parser said.
         source: safetensors::SafeTensorError,
+    },
+    /// A file is what Git LFS leaves in the place of the weights.
+    #[error("{}: a pointer of Git LFS, not the weights: run `git lfs pull` where it was cloned", path.display())]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
     },
     /// A file is none that `torch.save` wrote, is cut short or is damaged.
     #[error("{}: {reason}", path.display())]

@@ -390,7 +390,6 @@ fn files_cut_short_or_damaged_are_refused() {
         16,
     ));
     refuse(header("[]", 0));
-    refuse(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n".to_vec());
 }
 
 /// Splits the weights into two shards with an index.
