@@ -15,6 +15,35 @@ pub fn golden(path: &str) -> PathBuf {
         .join(path)
 }
 
+/// What transformers saved as `golden/layouts/NAME`, in `dir/NAME`, with its language
+/// model's tokenizer, one of `golden/convert_llm/tokenizers`.
+///
+/// # Panics
+/// A file cannot be copied.
+pub fn saved(dir: &Path, name: &str, tokenizer: &str) -> PathBuf {
+    let checkpoint = dir.join(name);
+    std::fs::create_dir(&checkpoint).expect("a new directory");
+    copy_files(
+        &golden(&format!("convert_llm/tokenizers/{tokenizer}")),
+        &checkpoint,
+    );
+    copy_files(&golden(&format!("layouts/{name}")), &checkpoint);
+    checkpoint
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a golden directory") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            std::fs::create_dir(&target).expect("a new directory");
+            copy_files(&path, &target);
+        } else {
+            std::fs::copy(path, target).expect("a copy");
+        }
+    }
+}
+
 /// Folder of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
