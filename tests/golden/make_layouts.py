@@ -88,6 +88,8 @@ class Spec:
     noise, min_gap, min_beam_gap = 2e-4, 5e-3, 4e-4
     ends = [2]
     shard = "5GB"
+    # Those before were tried.
+    first_seed = 0
 
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -230,7 +232,7 @@ class BlipOpt(HuggingFace):
     tokenizer = Tokenizer.from_file(str(TOKENIZERS / "byte_level" / "tokenizer.json"))
     # OPT's answers end at a line break.
     ends = [tokenizer.token_to_id("Ċ")]
-    shard = "120KB"
+    shard, first_seed = "120KB", 3
 
     def prompt(self, ids):
         return [2, *ids]
@@ -250,13 +252,15 @@ class BlipT5(HuggingFace):
     ends = [1]
     # With the table of its own, llama.cpp is some 3e-4 off.
     noise, min_gap, min_beam_gap = 1e-3, 5e-3, 1e-3
+    first_seed = 5
 
     def prompt(self, ids):
         return [*ids, 1]
 
     def shape_head(self, language_model):
-        head = language_model.lm_head.weight
-        head.data *= 0.35
+        # Flan-T5's head is not its embeddings, though transformers makes a new one so.
+        head = torch.nn.Parameter(torch.randn_like(language_model.shared.weight) * 1.2 / N_EMBD**0.5)
+        language_model.lm_head.weight = head
         head.data[1] *= 1.8
         head.data[[0, 2, self.image]] *= 0.1
 
@@ -287,14 +291,14 @@ class InstructT5(BlipT5):
     name, instruct = "instructblip_t5", True
     wordpiece = InstructLlama.wordpiece
     count = InstructLlama.count
-    shard = "200KB"
+    shard, first_seed = "200KB", 3
 
 
 class MiniGpt4(Spec):
     """`.pth` files around a Vicuna of their own."""
 
     name, tokenizer = "minigpt4", InstructLlama.tokenizer
-    qformer = True
+    qformer, first_seed = True, 2
 
     def make(self, seed):
         directory = OUT / "vicuna-v0"
@@ -360,7 +364,7 @@ class MiniGpt4(Spec):
 
 
 class MiniGpt4Llama2(MiniGpt4):
-    name, qformer = "minigpt4_llama2", False
+    name, qformer, first_seed = "minigpt4_llama2", False, 0
 
 
 def texts(spec, seed):
@@ -437,6 +441,7 @@ def try_seed(spec, seed):
     if spec.t5:
         layers = [module for module in spec.model.modules() if hasattr(module, "wi_0")]
         # The exact one is what BLIP-2 has; this only puts it where the table can go.
+        assert (spec.model.language_model.lm_head.weight - spec.model.language_model.shared.weight).abs().max() > 0.1
         assert len(layers) == 4 and all(type(layer.act).__name__ == "GELUActivation" for layer in layers), layers[0].act
         set_gelu(spec.model.language_model, "erf")
     names = [path.stem for path in sorted(PICTURES.glob("*.png"))]
@@ -469,9 +474,26 @@ def try_seed(spec, seed):
     return cases if good else None
 
 
+def largest_activation(spec, all_inputs):
+    """Of what a feed-forward layer's way back reads, in encoder and decoder."""
+    largest = 0.0
+
+    def watch(module, inputs):
+        nonlocal largest
+        largest = max(largest, inputs[0].abs().max().item())
+
+    layers = [module for module in spec.model.modules() if hasattr(module, "wi_0")]
+    hooks = [layer.wo.register_forward_pre_hook(watch) for layer in layers]
+    for inputs in all_inputs:
+        answer(spec, inputs, SETTINGS[0])
+    for hook in hooks:
+        hook.remove()
+    return largest
+
+
 @torch.no_grad()
 def make(spec):
-    seed, cases = next((seed, cases) for seed in range(1000) if (cases := try_seed(spec, seed)))
+    seed, cases = next((seed, cases) for seed in range(spec.first_seed, 1000) if (cases := try_seed(spec, seed)))
     tensors = {}
     stages = [spec.stages(inputs) for *_, inputs, _ in cases]
     per_picture = slice(None) if spec.instruct else slice(None, None, PER_PICTURE)
@@ -494,6 +516,7 @@ def make(spec):
         tensors["first_logits_table"] = torch.stack([found[2] for *_, found in cases])
         off = (tensors["first_logits_table"] - tensors["first_logits"]).abs().max().item()
         golden["largest_difference_of_the_table"] = off
+        golden["largest_activation"] = largest_activation(spec, [inputs for *_, inputs, _ in cases])
     print({key: value for key, value in golden.items() if isinstance(value, float)})
     assert golden["smallest_gap"] >= spec.min_gap and golden["smallest_beam_gap"] >= spec.min_beam_gap
     print("soft prompts of two pictures are apart by", (stages[0][2] - stages[4][2]).abs().max().item())
