@@ -22,6 +22,9 @@ const MAX_DIMS: u32 = 4;
 /// the graph of another: an OPT is `mpt` to llama.cpp, as any MPT is.
 pub(crate) const MODEL_TYPE: &str = "qbridge.model_type";
 
+/// `GGML_TYPE_F16`
+const F16: u32 = 1;
+
 /// What the header of a GGUF language model says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GgufInfo {
@@ -53,6 +56,9 @@ pub struct GgufInfo {
     /// Whether its activations are scaled (`ffn.act.scales`), by which a
     /// converted OPT's GELU becomes its ReLU.
     pub has_activation_scales: bool,
+    /// Whether a feed-forward's way back (`ffn_down`) is stored in f16: llama.cpp rounds
+    /// what it reads to f16 too.
+    pub has_f16_ffn_down: bool,
     /// Parts that the model is split into (`split.count`), 1 for a single file.
     pub n_parts: usize,
     /// Bytes of the file.
@@ -245,7 +251,7 @@ impl<R: Read + Seek> Header<R> {
             of_architecture(&vocab_size).unwrap_or(0)
         })?;
 
-        let end = self.tensors_end(n_tensors, &mut info.has_activation_scales)?;
+        let end = self.tensors_end(n_tensors, &mut info)?;
         if !alignment.is_power_of_two() {
             return format_error(format!("general.alignment is {alignment}"));
         }
@@ -265,15 +271,11 @@ impl<R: Read + Seek> Header<R> {
     }
 
     /// Reads the tensor table; the end of the last tensor, from the start of the data.
-    fn tensors_end(
-        &mut self,
-        n_tensors: u64,
-        has_activation_scales: &mut bool,
-    ) -> Result<u64, Problem> {
+    fn tensors_end(&mut self, n_tensors: u64, info: &mut GgufInfo) -> Result<u64, Problem> {
         let mut end = 0;
         for _ in 0..n_tensors {
             let name = self.text(MAX_NAME, "a tensor name")?;
-            *has_activation_scales |= name.ends_with(".ffn.act.scales");
+            info.has_activation_scales |= name.ends_with(".ffn.act.scales");
             let n_dims = self.u32()?;
             if n_dims > MAX_DIMS {
                 return format_error(format!("tensor {name:?} has {n_dims} dimensions"));
@@ -285,6 +287,7 @@ impl<R: Read + Seek> Header<R> {
                     .ok_or_else(|| Problem::Format(format!("tensor {name:?} is too large")))?;
             }
             let kind = self.u32()?;
+            info.has_f16_ffn_down |= name.ends_with(".ffn_down.weight") && kind == F16;
             let offset = self.u64()?;
             let Some((block, bytes)) = llama::type_layout(kind) else {
                 return format_error(format!(

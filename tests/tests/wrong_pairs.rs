@@ -119,6 +119,32 @@ fn a_language_model_of_another_kind() {
 }
 
 #[test]
+fn a_t5_that_cannot_hold_its_activations() {
+    let models = Models::new();
+    let gguf = models.gguf(&[&models.t5], None);
+    let with_warnings = |gguf: &Path| {
+        let mut command = models.with_llm(&models.t5, gguf);
+        let output = command.env("QBRIDGE_LOG", "warn").output().unwrap();
+        assert!(output.status.success());
+        std::fs::remove_dir_all(models.out()).unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(!with_warnings(&gguf).contains("f16"));
+    // f16 in place of f32 in the table of tensors: name, two dimensions, type.
+    let mut bytes = std::fs::read(&gguf).unwrap();
+    let name = b"dec.blk.1.ffn_down.weight";
+    let at = bytes.windows(name.len()).position(|window| window == name);
+    let kind = at.unwrap() + name.len() + 4 + 2 * 8;
+    assert_eq!(bytes[kind..kind + 4], [0; 4]);
+    bytes[kind] = 1;
+    std::fs::write(&gguf, bytes).unwrap();
+    let warning = with_warnings(&gguf);
+    for word in ["llm.gguf", "ffn_down", "f16", "take a file of bf16"] {
+        assert!(warning.contains(word), "{word:?} is not in: {warning}");
+    }
+}
+
+#[test]
 fn a_vicuna_of_another_version() {
     let models = Models::new();
     let bridge = &models.instructblip;

@@ -10,7 +10,8 @@ use crate::bundle::{INSTRUCT_BLIP, MINIGPT4};
 use crate::gguf::{GgufInfo, MODEL_TYPE};
 use crate::{Error, Result};
 
-/// Refuses a language model that the bridge was visibly not trained for.
+/// Refuses a language model that the bridge was visibly not trained for, and warns of
+/// one that will hardly answer.
 ///
 /// # Errors
 /// [`Error::Convert`] says which one to use.
@@ -21,6 +22,13 @@ pub(super) fn check_pair(source: &Source, info: &GgufInfo, llm: &Path) -> Result
             reason: format!("{found}, but {} was trained for {wanted}", source.name),
         })
     };
+    if info.architecture == "t5" && info.has_f16_ffn_down {
+        tracing::warn!(
+            "{}: ffn_down is stored in f16, and Flan-T5 goes beyond its range there: answers may \
+             fail; take a file of bf16, f32 or quantized weights",
+            llm.display()
+        );
+    }
     let found = format!("a language model of architecture {}", info.architecture);
     match source.llm_type.as_deref() {
         Some("opt") if info.architecture != "mpt" => refuse(
