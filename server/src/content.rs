@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::fields::{Fields, as_list, as_string, expected};
 use crate::images::Images;
+use crate::tables::{IMAGE_URL, MESSAGE, PART};
 use crate::{Error, Result, ServeOptions};
 
 /// Reads `messages`.
@@ -28,7 +29,7 @@ fn message(
     images: &mut Images,
     options: &ServeOptions,
 ) -> Result<Message> {
-    let mut fields = Fields::of(value, path)?;
+    let mut fields = Fields::of(value, path, &MESSAGE)?;
     let role = role(&mut fields)?;
     let has_content = fields.contains("content");
     let content_path = fields.path("content");
@@ -64,19 +65,19 @@ fn message(
             ));
         }
     };
-    for tool_field in ["tool_calls", "function_call", "tool_call_id"] {
-        match fields.take(tool_field) {
-            None => {}
-            Some(Value::Array(list)) if list.is_empty() => {}
-            Some(_) => {
-                return Err(Error::unsupported(
-                    fields.path(tool_field),
-                    "there are no tools",
-                ));
-            }
+    match fields.take("tool_calls") {
+        None => {}
+        Some(Value::Array(list)) if list.is_empty() => {}
+        Some(_) => {
+            return Err(Error::unsupported(
+                fields.path("tool_calls"),
+                "there are no tools",
+            ));
         }
     }
     for (other, reason) in [
+        ("function_call", "there are no tools"),
+        ("tool_call_id", "there are no tools"),
         ("name", "the prompt names speakers by their role"),
         ("refusal", "send the refusal as content"),
         ("audio", "send text and pictures"),
@@ -112,7 +113,7 @@ fn part(
     images: &mut Images,
     options: &ServeOptions,
 ) -> Result<Part> {
-    let mut fields = Fields::of(value, path)?;
+    let mut fields = Fields::of(value, path, &PART)?;
     let kind_path = fields.path("type");
     let kind = as_string(fields.required("type")?, &kind_path)?;
     let part = match kind.as_str() {
@@ -145,15 +146,10 @@ fn image(value: Value, path: &str, images: &mut Images, options: &ServeOptions) 
     let (url, url_path) = match value {
         Value::String(url) => (url, path.to_owned()),
         value => {
-            let mut fields = Fields::of(value, path)?;
+            let mut fields = Fields::of(value, path, &IMAGE_URL)?;
             let url_path = fields.path("url");
             let url = as_string(fields.required("url")?, &url_path)?;
-            let detail_path = fields.path("detail");
-            if let Some(detail) = fields.string("detail")?
-                && !["auto", "low", "high"].contains(&detail.as_str())
-            {
-                return Err(Error::invalid(detail_path, "must be auto, low or high"));
-            }
+            fields.choice("detail")?;
             fields.finish()?;
             (url, url_path)
         }

@@ -1,9 +1,8 @@
 //! A JSON object read field by field, so that each failure names its field and none is forgotten.
 
-use std::ops::RangeInclusive;
-
 use serde_json::{Map, Value};
 
+use crate::schema::Object;
 use crate::{Error, Result};
 
 /// An object's fields that have not been read yet.
@@ -11,15 +10,17 @@ use crate::{Error, Result};
 pub(crate) struct Fields {
     fields: Map<String, Value>,
     path: String,
+    object: &'static Object,
 }
 
 impl Fields {
-    /// The fields of `value`, which stands at `path`.
-    pub(crate) fn of(value: Value, path: &str) -> Result<Fields> {
+    /// The fields of `value`, which stands at `path` and must be such an `object`.
+    pub(crate) fn of(value: Value, path: &str, object: &'static Object) -> Result<Fields> {
         match value {
             Value::Object(fields) => Ok(Fields {
                 fields,
                 path: path.to_owned(),
+                object,
             }),
             other => Err(Error::invalid(path, expected("an object", &other))),
         }
@@ -33,8 +34,10 @@ impl Fields {
         }
     }
 
-    /// A field's value; `null` is no value.
+    /// A field's value; `null` is no value. What the object's table does not have is not to be had, so that nothing is
+    /// read that is not documented.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        self.object.field(name)?;
         self.fields.remove(name).filter(|value| !value.is_null())
     }
 
@@ -72,11 +75,24 @@ impl Fields {
         }
     }
 
-    /// A number in `range`.
-    pub(crate) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>> {
+    /// One of the words that the table has for the field.
+    pub(crate) fn choice(&mut self, name: &str) -> Result<Option<String>> {
+        let (path, choices) = (self.path(name), self.object.choices(name));
+        let Some(word) = self.string(name)? else {
+            return Ok(None);
+        };
+        match choices.contains(&word.as_str()) {
+            true => Ok(Some(word)),
+            false => Err(Error::invalid(path, format!("must be {}", or(choices)))),
+        }
+    }
+
+    /// A number in the range that the table has for it.
+    pub(crate) fn number(&mut self, name: &str) -> Result<Option<f32>> {
         let Some(value) = self.take(name) else {
             return Ok(None);
         };
+        let range = self.object.numbers(name);
         match value.as_f64() {
             Some(number) if range.contains(&number) => Ok(Some(number as f32)),
             _ => {
@@ -86,15 +102,12 @@ impl Fields {
         }
     }
 
-    /// An integer in `range`.
-    pub(crate) fn integer(
-        &mut self,
-        name: &str,
-        range: RangeInclusive<i64>,
-    ) -> Result<Option<i64>> {
+    /// An integer in the range that the table has for it.
+    pub(crate) fn integer(&mut self, name: &str) -> Result<Option<i64>> {
         let Some(value) = self.take(name) else {
             return Ok(None);
         };
+        let range = self.object.integers(name);
         match value.as_i64() {
             Some(number) if range.contains(&number) => Ok(Some(number)),
             _ => {
@@ -116,6 +129,15 @@ impl Fields {
             }),
             None => Ok(()),
         }
+    }
+}
+
+/// `a, b or c`
+fn or(words: &[&str]) -> String {
+    match words {
+        [] => String::new(),
+        [only] => (*only).to_owned(),
+        [firsts @ .., last] => format!("{} or {last}", firsts.join(", ")),
     }
 }
 

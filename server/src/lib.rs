@@ -19,12 +19,15 @@ pub mod log;
 mod media;
 mod metrics;
 mod models;
+mod openapi;
 mod options;
 mod origin;
 mod request;
 mod response;
+mod schema;
 mod serve;
 mod stream;
+mod tables;
 mod tls;
 mod tokens;
 
@@ -35,7 +38,6 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -54,6 +56,7 @@ pub use serve::serve;
 pub use tls::Tls;
 
 use metrics::Metrics;
+use openapi::Api;
 
 /// Longest `x-request-id` that is taken from a client.
 const MAX_REQUEST_ID: usize = 128;
@@ -112,22 +115,27 @@ fn routes<B: Backend>(app: Arc<App<B>>) -> Router {
         )
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(CatchPanicLayer::custom(|_| Error::Internal.into_response()));
-    let guarded = Router::new()
-        .route("/v1/models", get(models::list::<B>))
-        // A model's name may hold slashes.
-        .route("/v1/models/{*id}", get(models::retrieve::<B>))
-        .route("/v1/chat/completions", post(answer::chat::<B>))
-        .route("/v1/completions", post(answer::text::<B>))
-        .route("/tokenize", post(tokens::tokenize::<B>))
-        .route("/detokenize", post(tokens::detokenize::<B>))
-        .route("/metrics", get(metrics::metrics::<B>))
+    let keys = app.options.api_keys.is_some();
+    let mut api = Api::new()
+        .get(&openapi::MODELS, models::list::<B>)
+        .get(&openapi::MODEL, models::retrieve::<B>)
+        .post(&openapi::CHAT, answer::chat::<B>)
+        .post(&openapi::TEXT, answer::text::<B>)
+        .post(&openapi::TOKENIZE, tokens::tokenize::<B>)
+        .post(&openapi::DETOKENIZE, tokens::detokenize::<B>)
+        .get(&openapi::METRICS, metrics::metrics::<B>)
+        .with_document(&[&openapi::HEALTH, &openapi::READY], keys);
+    api.router = api
+        .router
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .fallback(|| async { Error::NotFound })
         .layer(from_fn_with_state(app.clone(), auth::authorize::<B>));
     // What is added here needs no key.
-    let open = guarded
-        .route("/health", get(models::health))
-        .route("/ready", get(models::ready::<B>))
+    let api = api
+        .get(&openapi::HEALTH, models::health)
+        .get(&openapi::READY, models::ready::<B>);
+    let open = api
+        .router
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .layer(from_fn_with_state(app.clone(), metrics::count::<B>));
     let open = match origin::layer(&app.options.cors_origins) {

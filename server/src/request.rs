@@ -7,26 +7,9 @@ use serde_json::Value;
 use crate::content;
 use crate::fields::{Fields, as_list, as_string, expected};
 use crate::images::Images;
+use crate::schema::Object;
+use crate::tables::{CHAT, HARMLESS, MAX_STOPS, RESPONSE_FORMAT, STREAM_OPTIONS, TEXT};
 use crate::{Error, Result, ServeOptions};
-
-/// Most stop strings of a request: OpenAI's limit.
-const MAX_STOPS: usize = 4;
-
-/// Most beams of a request that make sense to any model; the engine may have fewer.
-const MAX_BEAMS: i64 = 256;
-
-/// Fields that cannot change what this server answers.
-const HARMLESS: [&str; 9] = [
-    "user",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "metadata",
-    "store",
-    "service_tier",
-    "reasoning_effort",
-    "verbosity",
-];
 
 /// What is asked for: a message after messages, or text after text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +26,14 @@ impl Kind {
         match self {
             Kind::Chat => "messages",
             Kind::Text => "prompt",
+        }
+    }
+
+    /// What the body may hold.
+    fn table(self) -> &'static Object {
+        match self {
+            Kind::Chat => &CHAT,
+            Kind::Text => &TEXT,
         }
     }
 }
@@ -69,7 +60,7 @@ impl AnswerRequest {
         sampling: Sampling,
         options: &ServeOptions,
     ) -> Result<AnswerRequest> {
-        let mut fields = body_fields(body)?;
+        let mut fields = body_fields(body, kind.table())?;
         let model = as_string(fields.required("model")?, "model")?;
         check_model(&model, name, options)?;
         let prompt = fields.required(kind.prompt_param())?;
@@ -78,7 +69,7 @@ impl AnswerRequest {
             Kind::Text => refuse_unsupported_of_text(&mut fields)?,
         }
         for harmless in HARMLESS {
-            fields.take(harmless);
+            fields.take(harmless.name);
         }
         let sampling = self::sampling(&mut fields, sampling)?;
         let max_tokens = max_tokens(&mut fields)?;
@@ -110,7 +101,7 @@ impl AnswerRequest {
 }
 
 /// The fields of a body.
-pub(crate) fn body_fields(body: &[u8]) -> Result<Fields> {
+pub(crate) fn body_fields(body: &[u8], table: &'static Object) -> Result<Fields> {
     let body: Value = serde_json::from_slice(body).map_err(|error| Error::InvalidBody {
         reason: format!(
             "the body is not valid JSON (line {}, column {})",
@@ -123,7 +114,7 @@ pub(crate) fn body_fields(body: &[u8]) -> Result<Fields> {
             reason: "the body must be a JSON object".to_owned(),
         });
     };
-    Fields::of(body, "")
+    Fields::of(body, "", table)
 }
 
 /// The one text of `/v1/completions`: as it is, or as the only one of a list.
@@ -164,10 +155,10 @@ fn refuse_unsupported_of_text(fields: &mut Fields) -> Result<()> {
             "text is put behind the prompt alone",
         ));
     }
-    if fields.integer("best_of", 1..=20)?.is_some_and(|n| n > 1) {
+    if fields.take("best_of").is_some_and(|n| n != 1) {
         return Err(Error::unsupported("best_of", "there is one choice"));
     }
-    if fields.integer("logprobs", 0..=5)?.is_some() {
+    if fields.take("logprobs").is_some() {
         return Err(Error::unsupported("logprobs", "there are no logprobs yet"));
     }
     refuse_asking(fields, "logit_bias", "tokens cannot be biased yet")?;
@@ -185,8 +176,9 @@ fn refuse_asking(fields: &mut Fields, name: &str, reason: &str) -> Result<()> {
 }
 
 fn refuse_choices(fields: &mut Fields) -> Result<()> {
-    match fields.integer("n", 1..=128)? {
-        None | Some(1) => Ok(()),
+    match fields.take("n") {
+        None => Ok(()),
+        Some(n) if n == 1 => Ok(()),
         Some(_) => Err(Error::unsupported(
             "n",
             "there is one choice; send the request again for another",
@@ -224,7 +216,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
     if fields.boolean("logprobs")? == Some(true) {
         return Err(Error::unsupported("logprobs", "there are no logprobs yet"));
     }
-    if fields.integer("top_logprobs", 0..=20)?.is_some() {
+    if fields.take("top_logprobs").is_some() {
         return Err(Error::unsupported(
             "top_logprobs",
             "there are no logprobs yet",
@@ -232,7 +224,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
     }
     refuse_choices(fields)?;
     if let Some(format) = fields.take("response_format") {
-        let mut format = Fields::of(format, "response_format")?;
+        let mut format = Fields::of(format, "response_format", &RESPONSE_FORMAT)?;
         let kind = as_string(format.required("type")?, "response_format.type")?;
         if kind != "text" {
             return Err(Error::unsupported(
@@ -254,35 +246,27 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
 fn sampling(fields: &mut Fields, defaults: Sampling) -> Result<Sampling> {
     let mut sampling = defaults;
     let names_temperature = fields.contains_value("temperature");
-    for (name, range, value) in [
-        ("temperature", 0.0..=2.0, &mut sampling.temperature),
-        ("top_p", 0.0..=1.0, &mut sampling.top_p),
-        ("min_p", 0.0..=1.0, &mut sampling.min_p),
-        (
-            "frequency_penalty",
-            -2.0..=2.0,
-            &mut sampling.frequency_penalty,
-        ),
-        (
-            "presence_penalty",
-            -2.0..=2.0,
-            &mut sampling.presence_penalty,
-        ),
-        ("length_penalty", -10.0..=10.0, &mut sampling.length_penalty),
+    for (name, value) in [
+        ("temperature", &mut sampling.temperature),
+        ("top_p", &mut sampling.top_p),
+        ("min_p", &mut sampling.min_p),
+        ("frequency_penalty", &mut sampling.frequency_penalty),
+        ("presence_penalty", &mut sampling.presence_penalty),
+        ("length_penalty", &mut sampling.length_penalty),
     ] {
-        if let Some(number) = fields.number(name, range)? {
+        if let Some(number) = fields.number(name)? {
             *value = number;
         }
     }
     // -1 is vLLM's way to say all, 0 llama.cpp's.
-    if let Some(top_k) = fields.integer("top_k", -1..=i64::from(u32::MAX))? {
+    if let Some(top_k) = fields.integer("top_k")? {
         sampling.top_k = usize::try_from(top_k).unwrap_or(0);
     }
-    if let Some(min_tokens) = fields.integer("min_tokens", 0..=i64::from(u32::MAX))? {
+    if let Some(min_tokens) = fields.integer("min_tokens")? {
         sampling.min_tokens = usize::try_from(min_tokens).unwrap_or(usize::MAX);
     }
-    let llama_cpp = fields.number("repeat_penalty", 0.01..=10.0)?;
-    let vllm = fields.number("repetition_penalty", 0.01..=10.0)?;
+    let llama_cpp = fields.number("repeat_penalty")?;
+    let vllm = fields.number("repetition_penalty")?;
     match (llama_cpp, vllm) {
         (Some(one), Some(other)) if one != other => {
             return Err(Error::invalid(
@@ -296,10 +280,10 @@ fn sampling(fields: &mut Fields, defaults: Sampling) -> Result<Sampling> {
             }
         }
     }
-    if let Some(seed) = fields.integer("seed", i64::MIN..=i64::MAX)? {
+    if let Some(seed) = fields.integer("seed")? {
         sampling.seed = Some(seed as u64);
     }
-    let num_beams = fields.integer("num_beams", 1..=MAX_BEAMS)?;
+    let num_beams = fields.integer("num_beams")?;
     if let Some(num_beams) = num_beams {
         sampling.num_beams = usize::try_from(num_beams).unwrap_or(1);
     }
@@ -323,9 +307,8 @@ fn sampling(fields: &mut Fields, defaults: Sampling) -> Result<Sampling> {
 
 /// `max_completion_tokens`, or its old name `max_tokens`; where both are there the new one holds.
 fn max_tokens(fields: &mut Fields) -> Result<Option<usize>> {
-    let range = 1..=i64::MAX;
-    let old = fields.integer("max_tokens", range.clone())?;
-    let new = fields.integer("max_completion_tokens", range)?;
+    let old = fields.integer("max_tokens")?;
+    let new = fields.integer("max_completion_tokens")?;
     Ok(new
         .or(old)
         .map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)))
@@ -369,7 +352,7 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool> {
             "is allowed only with stream: true",
         ));
     }
-    let mut options = Fields::of(options, "stream_options")?;
+    let mut options = Fields::of(options, "stream_options", &STREAM_OPTIONS)?;
     let include_usage = options.boolean("include_usage")?.unwrap_or(false);
     // Padding against eavesdroppers; asks for nothing in the answer.
     options.boolean("include_obfuscation")?;

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use crate::answer::{blocking, read_body};
 use crate::fields::{Fields, as_list, as_string};
 use crate::request::{body_fields, check_model};
+use crate::schema::Object;
+use crate::tables::{DETOKENIZE, TOKENIZE};
 use crate::{App, Backend, Error, Result};
 
 /// `{"prompt": TEXT}` to `{"tokens", "count", "max_model_len"}`.
@@ -16,7 +18,7 @@ pub(crate) async fn tokenize<B: Backend>(
     State(app): State<Arc<App<B>>>,
     request: Request,
 ) -> Result<Json<Value>> {
-    with_fields(app, request, |backend, mut fields| {
+    with_fields(app, request, &TOKENIZE, |backend, mut fields| {
         let text = as_string(fields.required("prompt")?, "prompt")?;
         fields.finish()?;
         let tokens = backend.tokenize(&text);
@@ -35,7 +37,7 @@ pub(crate) async fn detokenize<B: Backend>(
     State(app): State<Arc<App<B>>>,
     request: Request,
 ) -> Result<Json<Value>> {
-    with_fields(app, request, |backend, mut fields| {
+    with_fields(app, request, &DETOKENIZE, |backend, mut fields| {
         let tokens = as_list(fields.required("tokens")?, "tokens")?;
         fields.finish()?;
         let ids = tokens.iter().map(|id| i32::try_from(id.as_i64()?).ok());
@@ -52,6 +54,7 @@ pub(crate) async fn detokenize<B: Backend>(
 async fn with_fields<B: Backend>(
     app: Arc<App<B>>,
     request: Request,
+    table: &'static Object,
     answer: impl FnOnce(&B, Fields) -> Result<Value> + Send + 'static,
 ) -> Result<Json<Value>> {
     app.backend()?;
@@ -60,7 +63,7 @@ async fn with_fields<B: Backend>(
     let answered = blocking(move || {
         let _permit = permit;
         let backend = app.backend()?;
-        let mut fields = body_fields(&body)?;
+        let mut fields = body_fields(&body, table)?;
         if let Some(model) = fields.string("model")? {
             check_model(&model, backend.name(), &app.options)?;
         }

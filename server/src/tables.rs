@@ -1,0 +1,302 @@
+//! The bodies of requests, field by field.
+
+use crate::schema::Type::{
+    Any, Boolean, Choice, Either, False, Formatted, Integer, List, Null, Number, Object as Of,
+    String, Text,
+};
+use crate::schema::{EMPTY, Field, Object, Type, optional, required};
+
+/// Most stop strings of a request: OpenAI's limit.
+pub(crate) const MAX_STOPS: usize = 4;
+
+/// Most beams of a request that make sense to any model; the engine may have fewer.
+const MAX_BEAMS: i64 = 256;
+
+const ANY_NUMBER: usize = usize::MAX;
+
+/// Fields that cannot change what this server answers.
+pub(crate) const HARMLESS: &[Field] = &[
+    optional("user", Any, "Not looked at."),
+    optional("safety_identifier", Any, "Not looked at."),
+    optional("prompt_cache_key", Any, "Not looked at."),
+    optional("prompt_cache_retention", Any, "Not looked at."),
+    optional("metadata", Any, "Not looked at."),
+    optional("store", Any, "Not looked at; nothing is stored."),
+    optional("service_tier", Any, "Not looked at."),
+    optional("reasoning_effort", Any, "Not looked at."),
+    optional("verbosity", Any, "Not looked at."),
+];
+
+const MODEL: Field = required(
+    "model",
+    String,
+    "One of those that /v1/models lists; 404 for any other.",
+);
+
+/// Fields of both kinds of requests for answers.
+const ANSWER: &[Field] = &[
+    MODEL,
+    optional(
+        "max_completion_tokens",
+        Integer(1, i64::MAX),
+        "Most tokens of the answer; the model's default where none is given.",
+    ),
+    optional(
+        "max_tokens",
+        Integer(1, i64::MAX),
+        "The old name of max_completion_tokens, which holds where both are given.",
+    ),
+    optional(
+        "temperature",
+        Number(0.0, 2.0),
+        "0 takes the likeliest token. What is not given of the sampling is as the bundle says.",
+    ),
+    optional(
+        "top_p",
+        Number(0.0, 1.0),
+        "Keeps the likeliest tokens that reach this probability together.",
+    ),
+    optional(
+        "top_k",
+        Integer(-1, u32::MAX as i64),
+        "Keeps so many of the likeliest tokens; 0 and -1 keep all.",
+    ),
+    optional(
+        "min_p",
+        Number(0.0, 1.0),
+        "Drops tokens below this fraction of the likeliest one's probability.",
+    ),
+    optional(
+        "frequency_penalty",
+        Number(-2.0, 2.0),
+        "Taken off a token's logit for each time that it was seen in the last 64.",
+    ),
+    optional(
+        "presence_penalty",
+        Number(-2.0, 2.0),
+        "Taken off the logits of the tokens seen in the last 64.",
+    ),
+    optional(
+        "repetition_penalty",
+        Number(0.01, 10.0),
+        "For each token that the prompt's text or the answer holds; 1 is none.",
+    ),
+    optional(
+        "repeat_penalty",
+        Number(0.01, 10.0),
+        "Another name of repetition_penalty.",
+    ),
+    optional(
+        "min_tokens",
+        Integer(0, u32::MAX as i64),
+        "Tokens before an end-of-generation token or stop id may come.",
+    ),
+    optional(
+        "num_beams",
+        Integer(1, MAX_BEAMS),
+        "Beam search, where above 1; needs temperature and penalties of 0, and as many sequences.",
+    ),
+    optional(
+        "length_penalty",
+        Number(-10.0, 10.0),
+        "Beams' scores are divided by their length to this power.",
+    ),
+    optional(
+        "seed",
+        Integer(i64::MIN, i64::MAX),
+        "The same seed and the same logits give the same text.",
+    ),
+    optional(
+        "stop",
+        Either(&[Text, List(&Text, 0, MAX_STOPS)]),
+        "Ends the answer, which does not include it.",
+    ),
+    optional("stream", Boolean, "Answer piece by piece, as events."),
+    optional(
+        "stream_options",
+        Of(&STREAM_OPTIONS),
+        "Allowed only with stream.",
+    ),
+    optional("n", Integer(1, 1), "One choice is made."),
+    optional("logit_bias", EMPTY, "Tokens cannot be biased yet."),
+];
+
+/// `stream_options`
+pub(crate) const STREAM_OPTIONS: Object = Object {
+    name: "StreamOptions",
+    about: "What a stream holds beside the answer.",
+    fields: &[&[
+        optional(
+            "include_usage",
+            Boolean,
+            "One more event with the usage before the end.",
+        ),
+        optional(
+            "include_obfuscation",
+            Boolean,
+            "Padding against eavesdroppers; there is none.",
+        ),
+    ]],
+};
+
+/// `POST /v1/chat/completions`
+pub(crate) const CHAT: Object = Object {
+    name: "ChatCompletionRequest",
+    about: "Messages to answer.",
+    fields: &[
+        &[required(
+            "messages",
+            List(&Of(&MESSAGE), 1, ANY_NUMBER),
+            "What was said so far; the last one is not the assistant's.",
+        )],
+        ANSWER,
+        &[
+            optional("logprobs", False, "There are none yet."),
+            optional("top_logprobs", Null, "There are none yet."),
+            optional(
+                "response_format",
+                Of(&RESPONSE_FORMAT),
+                "The form of the answer.",
+            ),
+            optional(
+                "modalities",
+                List(&Choice(&["text"]), 0, ANY_NUMBER),
+                "Answers are text.",
+            ),
+            optional("tools", EMPTY, "No model calls tools."),
+            optional("functions", EMPTY, "No model calls functions."),
+            optional("tool_choice", Choice(&["none", "auto"]), "There are none."),
+            optional(
+                "function_call",
+                Choice(&["none", "auto"]),
+                "There are none.",
+            ),
+            optional("parallel_tool_calls", Boolean, "There are none."),
+            optional("audio", Null, "Answers are text."),
+            optional("prediction", Null, "Answers are not predicted."),
+            optional("web_search_options", Null, "Nothing is searched."),
+        ],
+        HARMLESS,
+    ],
+};
+
+/// `response_format`
+pub(crate) const RESPONSE_FORMAT: Object = Object {
+    name: "ResponseFormat",
+    about: "The form of an answer.",
+    fields: &[&[required("type", Choice(&["text"]), "Any text.")]],
+};
+
+/// `POST /v1/completions`
+pub(crate) const TEXT: Object = Object {
+    name: "CompletionRequest",
+    about: "A text to go on with.",
+    fields: &[
+        &[required(
+            "prompt",
+            Either(&[String, List(&String, 1, 1)]),
+            "One text, as it is; special tokens in it are text.",
+        )],
+        ANSWER,
+        &[
+            optional("echo", False, "The prompt is not repeated."),
+            optional(
+                "suffix",
+                Choice(&[""]),
+                "Text is put behind the prompt alone.",
+            ),
+            optional("best_of", Integer(1, 1), "One choice is made."),
+            optional("logprobs", Null, "There are none yet."),
+        ],
+        HARMLESS,
+    ],
+};
+
+/// A message of `messages`
+pub(crate) const MESSAGE: Object = Object {
+    name: "Message",
+    about: "What one side said.",
+    fields: &[&[
+        required(
+            "role",
+            Choice(&["system", "developer", "user", "assistant"]),
+            "Who said it; developer is system by another name.",
+        ),
+        optional(
+            "content",
+            Either(&[String, List(&Of(&PART), 1, ANY_NUMBER)]),
+            "A text, or parts in their order. Only an assistant may have said nothing (null).",
+        ),
+        optional("tool_calls", List(&Any, 0, 0), "There are no tools."),
+        optional("function_call", Null, "There are no tools."),
+        optional("tool_call_id", Null, "There are no tools."),
+        optional("name", Null, "Prompts name speakers by their role."),
+        optional("refusal", Null, "Send it as content."),
+        optional("audio", Null, "Send text and pictures."),
+    ]],
+};
+
+/// A part of a message's `content`
+pub(crate) const PART: Object = Object {
+    name: "ContentPart",
+    about: "A text or a picture.",
+    fields: &[&[
+        required(
+            "type",
+            Choice(&["text", "image_url"]),
+            "Which of the two; the field of the same name holds it.",
+        ),
+        optional("text", String, "The text, of a part that is one."),
+        optional(
+            "image_url",
+            Either(&[Of(&IMAGE_URL), IMAGE_ADDRESS]),
+            "The picture, of a part that is one: in user messages alone. The bare address is taken too.",
+        ),
+    ]],
+};
+
+/// Where a picture is.
+const IMAGE_ADDRESS: Type = Formatted("image-uri");
+
+/// `image_url`
+pub(crate) const IMAGE_URL: Object = Object {
+    name: "ImageUrl",
+    about: "Where a picture is.",
+    fields: &[&[
+        required(
+            "url",
+            IMAGE_ADDRESS,
+            "A data: URI (data:image/png;base64,...). PNG, JPEG, WebP, GIF, BMP or TIFF, known by their bytes. \
+             http:, https: and file: where the server was started to take them.",
+        ),
+        optional(
+            "detail",
+            Choice(&["auto", "low", "high"]),
+            "Pictures are seen at the one size that the model has.",
+        ),
+    ]],
+};
+
+/// `POST /tokenize`
+pub(crate) const TOKENIZE: Object = Object {
+    name: "TokenizeRequest",
+    about: "A text to count.",
+    fields: &[&[
+        required("prompt", String, "The text; special tokens in it are text."),
+        optional("model", String, MODEL.about),
+    ]],
+};
+
+/// `POST /detokenize`
+pub(crate) const DETOKENIZE: Object = Object {
+    name: "DetokenizeRequest",
+    about: "Tokens to read.",
+    fields: &[&[
+        required(
+            "tokens",
+            List(&Integer(0, i32::MAX as i64), 0, ANY_NUMBER),
+            "Ids of the vocabulary.",
+        ),
+        optional("model", String, MODEL.about),
+    ]],
+};
