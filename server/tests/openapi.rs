@@ -113,6 +113,7 @@ fn smallest(document: &Value, schema: &Value) -> Value {
             let value = match name {
                 "model" => json!("demo"),
                 "role" => json!("user"),
+                "messages" => json!([{"role": "user", "content": "Hi"}]),
                 _ => values(document, &schema["properties"][name]).0[0].clone(),
             };
             (name.to_owned(), value)
