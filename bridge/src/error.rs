@@ -123,6 +123,9 @@ pub enum Error {
         /// The queue's capacity.
         limit: usize,
     },
+    /// No slot took the request before its deadline.
+    #[error("no slot was free in time: try again later")]
+    QueueTimeout,
     /// The prompt has no rows at all.
     #[error("the prompt is empty: send some text or a picture")]
     EmptyPrompt,
@@ -160,6 +163,8 @@ pub enum ErrorKind {
     ContextLengthExceeded,
     /// Too many requests are waiting.
     QueueFull,
+    /// A request waited for too long.
+    QueueTimeout,
     /// Not the request's fault.
     Internal,
 }
@@ -170,6 +175,7 @@ impl Error {
         match self {
             Error::ContextLengthExceeded { .. } => ErrorKind::ContextLengthExceeded,
             Error::QueueFull { .. } => ErrorKind::QueueFull,
+            Error::QueueTimeout => ErrorKind::QueueTimeout,
             Error::InvalidRequest { .. } | Error::TooManyBeams { .. } | Error::EmptyPrompt => {
                 ErrorKind::InvalidRequest
             }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use prompts::{ChatTemplate, Message, Segment, check_images};
@@ -46,6 +47,12 @@ pub struct ModelOptions {
     pub queue: usize,
     /// Keep what was computed for finished requests, for those that begin alike.
     pub prefix_cache: bool,
+    /// Longest time from a request's submission until a slot takes it, its pictures
+    /// included; none where none is given.
+    pub queue_timeout: Option<Duration>,
+    /// Bytes kept of pictures seen before. A soft prompt of 32 rows of 4096 floats
+    /// takes half a megabyte, ViT-g's output for a picture 1.4.
+    pub image_cache_bytes: usize,
 }
 
 impl Default for ModelOptions {
@@ -58,6 +65,8 @@ impl Default for ModelOptions {
             threads: None,
             queue: 64,
             prefix_cache: true,
+            queue_timeout: None,
+            image_cache_bytes: 256 << 20,
         }
     }
 }
@@ -111,6 +120,7 @@ pub struct Model {
     vision: VisionWorker,
     engine: Arc<Engine>,
     n_ctx: usize,
+    queue_timeout: Option<Duration>,
 }
 
 impl Model {
@@ -158,7 +168,13 @@ impl Model {
                 bos_token: language_model.bos_text(),
                 eos_token: language_model.eos_text(),
             }),
-            vision: VisionWorker::start(encoder, engine.clone(), options.queue)?,
+            vision: VisionWorker::start(
+                encoder,
+                engine.clone(),
+                options.queue,
+                options.image_cache_bytes,
+            )?,
+            queue_timeout: options.queue_timeout,
             n_ctx: engine.options().n_ctx,
             engine,
             language_model,
@@ -233,6 +249,7 @@ impl Model {
             stop_ids: self.manifest.prompt.stop_ids().to_vec(),
             stop,
             cache_prompt: request.cache_prompt,
+            deadline: self.queue_timeout.map(|longest| Instant::now() + longest),
             ..Sequence::new(Vec::new(), events)
         };
         if pieces.iter().any(|piece| matches!(piece, Piece::Image(_))) {

@@ -26,10 +26,6 @@ use crate::{Error, Result};
 /// Most pictures in one forward pass: beyond this a CPU gains nothing.
 const MAX_BATCH: usize = 8;
 
-/// Bytes kept of pictures seen before. A soft prompt of 32 rows of 4096 floats
-/// takes half a megabyte, ViT-g's output for a picture 1.4.
-const CACHE_BYTES: usize = 256 << 20;
-
 /// Rows of one picture, `queries x n_embd` floats.
 type SoftPrompt = Arc<[f32]>;
 
@@ -50,20 +46,39 @@ pub(crate) struct Job {
 }
 
 /// What the vision thread has done since it started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VisionActivity {
+    /// Forward passes of the ViT, each of the pictures that waited together.
+    pub batches: u64,
     /// Pictures that went through the ViT.
     pub pictures: u64,
     /// Pictures that went through the Q-Former: more where it reads the
     /// instruction, since then a picture is read anew for each question.
     pub readings: u64,
+    /// Pictures of requests that had been seen before, or came twice.
+    pub cache_hits: u64,
+    /// Pictures of requests that had not.
+    pub cache_misses: u64,
+    /// Pictures that made room for others.
+    pub cache_evictions: u64,
+    /// Bytes kept of pictures seen before.
+    pub cache_bytes: u64,
 }
 
 /// Written by the vision thread alone.
 #[derive(Default)]
 struct Counters {
+    batches: AtomicU64,
     pictures: AtomicU64,
     readings: AtomicU64,
+    cache_hits: AtomicU64,
+    cache_misses: AtomicU64,
+    cache_evictions: AtomicU64,
+    cache_bytes: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, number: usize) {
+    counter.fetch_add(number as u64, Ordering::Relaxed);
 }
 
 /// Handle of the vision thread; dropping it lets the thread finish and joins it.
@@ -75,8 +90,14 @@ pub(crate) struct VisionWorker {
 }
 
 impl VisionWorker {
-    /// Starts the thread; at most `queue` jobs wait.
-    pub fn start(encoder: ImageEncoder, engine: Arc<Engine>, queue: usize) -> Result<Self> {
+    /// Starts the thread; at most `queue` jobs wait, and `cache_bytes` are kept of
+    /// pictures seen before.
+    pub fn start(
+        encoder: ImageEncoder,
+        engine: Arc<Engine>,
+        queue: usize,
+        cache_bytes: usize,
+    ) -> Result<Self> {
         let (jobs, receiver) = sync_channel(queue);
         let counters = Arc::new(Counters::default());
         let counted = counters.clone();
@@ -86,7 +107,7 @@ impl VisionWorker {
                 Worker {
                     encoder,
                     engine,
-                    cache: Cache::new(CACHE_BYTES),
+                    cache: Cache::new(cache_bytes),
                     counters: counted,
                 }
                 .run(&receiver);
@@ -104,8 +125,13 @@ impl VisionWorker {
     pub fn activity(&self) -> VisionActivity {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         VisionActivity {
+            batches: count(&self.counters.batches),
             pictures: count(&self.counters.pictures),
             readings: count(&self.counters.readings),
+            cache_hits: count(&self.counters.cache_hits),
+            cache_misses: count(&self.counters.cache_misses),
+            cache_evictions: count(&self.counters.cache_evictions),
+            cache_bytes: count(&self.counters.cache_bytes),
         }
     }
 
@@ -170,7 +196,9 @@ impl Cache {
         self.seen.get(key).cloned()
     }
 
-    fn put(&mut self, key: ImageKey, seen: Seen) {
+    /// Keeps a picture; how many others went for it.
+    fn put(&mut self, key: ImageKey, seen: Seen) -> usize {
+        let mut evicted = 0;
         self.bytes += seen.bytes();
         if let Some(replaced) = self.seen.put(key, seen) {
             self.bytes -= replaced.bytes();
@@ -179,7 +207,9 @@ impl Cache {
             && let Some((_, oldest)) = self.seen.pop_lru()
         {
             self.bytes -= oldest.bytes();
+            evicted += 1;
         }
+        evicted
     }
 }
 
@@ -199,6 +229,13 @@ struct Pending {
     soft_prompts: Vec<Option<SoftPrompt>>,
 }
 
+impl Pending {
+    /// Whether somebody waits for what is seen in a picture.
+    fn needs(&self, key: &ImageKey) -> bool {
+        !self.job.sequence.events.is_closed() && self.keys.contains(key)
+    }
+}
+
 impl Worker {
     fn run(&mut self, jobs: &Receiver<Job>) {
         while let Ok(first) = jobs.recv() {
@@ -209,7 +246,6 @@ impl Worker {
                 n_images += job.images.len();
                 batch.push(job);
             }
-            batch.retain(|job| !job.sequence.events.is_closed());
             self.process(batch);
         }
     }
@@ -221,6 +257,13 @@ impl Worker {
         let mut new_pixels: Vec<(ImageKey, Tensor)> = Vec::new();
         let mut pending = Vec::with_capacity(batch.len());
         for job in batch {
+            if job.sequence.events.is_closed() {
+                continue;
+            }
+            if job.sequence.is_late() {
+                fail(&job.sequence.events, Error::QueueTimeout);
+                continue;
+            }
             let started = Instant::now();
             match self.prepare(&job.images, &mut seen, &mut new_pixels) {
                 Ok(keys) => pending.push(Pending {
@@ -237,8 +280,15 @@ impl Worker {
         }
         let fresh: Vec<ImageKey> = new_pixels.iter().map(|(key, _)| *key).collect();
         let started = Instant::now();
-        for chunk in new_pixels.chunks(MAX_BATCH) {
-            match self.see(chunk) {
+        loop {
+            // Whoever has left needs no picture any more.
+            new_pixels.retain(|(key, _)| pending.iter().any(|pending| pending.needs(key)));
+            if new_pixels.is_empty() {
+                break;
+            }
+            let rest = new_pixels.split_off(new_pixels.len().min(MAX_BATCH));
+            let chunk = std::mem::replace(&mut new_pixels, rest);
+            match self.see(&chunk) {
                 Ok(new) => seen.extend(chunk.iter().map(|(key, _)| *key).zip(new)),
                 Err(error) => tracing::error!(%error, "a batch of pictures could not be encoded"),
             }
@@ -252,8 +302,11 @@ impl Worker {
             self.hand_over(pending);
         }
         for (key, seen) in seen {
-            self.cache.put(key, seen);
+            let evicted = self.cache.put(key, seen);
+            add(&self.counters.cache_evictions, evicted);
         }
+        let bytes = self.cache.bytes as u64;
+        self.counters.cache_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Keys of a job's pictures; those not known yet are decoded into
@@ -268,14 +321,14 @@ impl Worker {
             .iter()
             .map(|file| {
                 let key: ImageKey = Sha256::digest(file).into();
-                if seen.contains_key(&key) || new_pixels.iter().any(|(k, _)| *k == key) {
-                    return Ok(key);
-                }
-                match self.cache.get(&key) {
-                    Some(known) => {
-                        seen.insert(key, known);
-                    }
-                    None => new_pixels.push((key, self.encoder.pixels(file)?)),
+                let twice = seen.contains_key(&key) || new_pixels.iter().any(|(k, _)| *k == key);
+                let known = if twice { None } else { self.cache.get(&key) };
+                if twice || known.is_some() {
+                    add(&self.counters.cache_hits, 1);
+                    seen.extend(known.map(|known| (key, known)));
+                } else {
+                    add(&self.counters.cache_misses, 1);
+                    new_pixels.push((key, self.encoder.pixels(file)?));
                 }
                 Ok(key)
             })
@@ -286,10 +339,8 @@ impl Worker {
     fn see(&self, chunk: &[(ImageKey, Tensor)]) -> Result<Vec<Seen>> {
         let pixels: Vec<&Tensor> = chunk.iter().map(|(_, pixels)| pixels).collect();
         let vision = self.encoder.vision(&Tensor::stack(&pixels, 0)?)?;
-        let pictures = chunk.len() as u64;
-        self.counters
-            .pictures
-            .fetch_add(pictures, Ordering::Relaxed);
+        add(&self.counters.batches, 1);
+        add(&self.counters.pictures, chunk.len());
         if self.encoder.reads_instruction() {
             // Copied, so that none keeps the memory of all.
             return (0..chunk.len())
@@ -345,9 +396,7 @@ impl Worker {
     fn soft_prompts(&self, vision: &Tensor, instructions: &[&str]) -> Result<Vec<SoftPrompt>> {
         let soft_prompts = self.encoder.soft_prompts(vision, instructions)?;
         let pictures = soft_prompts.dim(0)?;
-        self.counters
-            .readings
-            .fetch_add(pictures as u64, Ordering::Relaxed);
+        add(&self.counters.readings, pictures);
         (0..pictures)
             .map(|i| {
                 let rows = soft_prompts.get(i)?.to_dtype(DType::F32)?;

@@ -3,18 +3,23 @@
 
 mod args;
 mod commands;
+mod config;
 mod input;
 mod openmp;
 mod progress;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Cli, Command, LogFormat};
+use crate::args::{Command, LogFormat};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            eprintln!("qbridge: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     openmp::bound_spinning();
     let (default_level, format) = match &cli.command {
         Command::Serve(args) => ("info", args.log_format),

@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions` and `POST /v1/completions`.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::extract::json_body;
+use crate::fields::as_string;
 use crate::metrics::Metrics;
-use crate::request::{AnswerRequest, Kind};
+use crate::request::{AnswerRequest, Kind, body_fields};
 use crate::response::Head;
 use crate::stream;
 use crate::{App, Backend, Error, Result, ServeOptions};
@@ -27,7 +29,12 @@ pub(crate) struct Answer {
     /// Until when the next event must come, and what that is called.
     deadline: Deadline,
     started: Instant,
+    last_event: Option<Instant>,
+    /// The model's own name.
+    name: String,
     metrics: Arc<Metrics>,
+    /// A model ends its work when it is dropped.
+    _model: Arc<dyn Any + Send + Sync>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -58,8 +65,20 @@ impl Answer {
     pub(crate) async fn next(&mut self) -> Result<Event> {
         match timeout_at(self.deadline.at, self.events.recv()).await {
             Ok(Some(event)) => {
-                if let Event::Done(summary) = &event {
-                    self.metrics.answered(summary, self.started.elapsed());
+                let now = Instant::now();
+                let before = self.last_event.replace(now);
+                match (&event, before) {
+                    (Event::Token { .. }, None) => {
+                        self.metrics.first_token(&self.name, now - self.started);
+                    }
+                    (Event::Token { .. }, Some(before)) => {
+                        self.metrics.next_token(&self.name, now - before);
+                    }
+                    (Event::Done(summary), _) => {
+                        self.metrics
+                            .answered(&self.name, summary, now - self.started);
+                    }
+                    (Event::Error(_), _) => {}
                 }
                 Ok(event)
             }
@@ -101,26 +120,22 @@ async fn answer<B: Backend>(
     State(app): State<Arc<App<B>>>,
     request: Request,
 ) -> Result<Response> {
-    let name = app.backend()?.name();
+    app.models.is_ready()?;
     // Before the body is read: a request that finds no room costs nothing.
     let permit = app.admit()?;
     let started = Instant::now();
     let whole_request = Deadline::new("the answer", app.options.request_timeout);
-    let head = Head::new(kind, name);
     let body = read_body(request, &app.options).await?;
     // Megabytes of JSON and base64, then templates and tokenizing: not for the async runtime.
     let parser = app.clone();
-    let (asked, permit) = blocking(move || {
-        let backend = parser.backend()?;
-        let asked = AnswerRequest::parse(
-            kind,
-            &body,
-            backend.name(),
-            backend.default_sampling(),
-            &parser.options,
-        )?;
+    let (asked, name, model, permit) = blocking(move || {
+        let mut fields = body_fields(&body, kind.table())?;
+        drop(body);
+        let name = as_string(fields.required("model")?, "model")?;
+        let (name, model) = parser.models.get(&name)?;
+        let asked = AnswerRequest::parse(kind, fields, model.default_sampling(), &parser.options)?;
         // The permit goes with the work, which goes on when the client has left.
-        Ok((asked, permit))
+        Ok((asked, name.to_owned(), model, permit))
     })
     .await?;
     let AnswerRequest {
@@ -131,10 +146,10 @@ async fn answer<B: Backend>(
     } = asked;
     let (prompt_param, image_param) = (kind.prompt_param(), images.param());
     request.images = images.load(&app.options).await?;
+    let head = Head::new(kind, &name);
     let first_token = Deadline::new("the first token", app.options.first_token_timeout);
     let mut answer = blocking(move || {
-        let events = app
-            .backend()?
+        let events = model
             .submit(request)
             .map_err(|error| Error::from_model(&error, prompt_param, &image_param))?;
         Ok(Answer {
@@ -143,7 +158,10 @@ async fn answer<B: Backend>(
             image_param,
             deadline: first_token.earlier(whole_request),
             started,
+            last_event: None,
+            name,
             metrics: app.metrics.clone(),
+            _model: model,
             _permit: permit,
         })
     })
@@ -153,7 +171,6 @@ async fn answer<B: Backend>(
         Event::Error(error) => return Err(answer.model_error(&error)),
         first => first,
     };
-    answer.metrics.first_token(started.elapsed());
     answer.deadline = whole_request;
     if stream {
         return Ok(stream::respond(head, answer, first, include_usage));

@@ -1,27 +1,22 @@
 //! What answers requests: a loaded model, or a test's script.
 
-use std::sync::Arc;
-
 use bridge::engine::Sampling;
 use bridge::event::Event;
-use bridge::model::{Model, Prompt, Request};
+use bridge::model::{Model, Prompt, Request, VisionActivity};
 use prompts::{Message, Part, Role};
 use tokio::sync::mpsc::Receiver;
 
-/// How busy the model is.
+/// How busy a model is, and what it has done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Requests that generate.
-    pub running: usize,
-    /// Requests that wait for a slot.
-    pub waiting: usize,
+pub struct Activity {
+    /// The language model.
+    pub engine: bridge::engine::Activity,
+    /// The ViT and the Q-Former.
+    pub vision: VisionActivity,
 }
 
 /// What the server asks for answers.
 pub trait Backend: Send + Sync + 'static {
-    /// Name of the model, as requests give it.
-    fn name(&self) -> &str;
-
     /// Sampling of a request that says nothing about it.
     fn default_sampling(&self) -> Sampling;
 
@@ -43,15 +38,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Most tokens of a prompt and its answer together.
     fn n_ctx(&self) -> usize;
 
-    /// How busy the model is.
-    fn load(&self) -> Load;
+    /// How busy the model is, and what it has done.
+    fn activity(&self) -> Activity;
 }
 
-impl Backend for Arc<Model> {
-    fn name(&self) -> &str {
-        &self.manifest().name
-    }
-
+impl Backend for Model {
     fn default_sampling(&self) -> Sampling {
         Model::default_sampling(self)
     }
@@ -80,11 +71,10 @@ impl Backend for Arc<Model> {
         Model::n_ctx(self)
     }
 
-    fn load(&self) -> Load {
-        let activity = self.activity();
-        Load {
-            running: activity.active,
-            waiting: activity.waiting,
+    fn activity(&self) -> Activity {
+        Activity {
+            engine: Model::activity(self),
+            vision: self.vision_activity(),
         }
     }
 }

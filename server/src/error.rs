@@ -77,13 +77,24 @@ pub enum Error {
     /// No key, or a wrong one.
     #[error("send a valid API key as authorization: Bearer KEY")]
     Unauthorized,
+    /// The request calls the server by a name that is not known to be its own.
+    #[error(
+        "this server answers to localhost and addresses alone; start it with --allow-host to add a name, or with keys"
+    )]
+    UnknownHost,
     /// No such model.
-    #[error("the model {model:?} does not exist; this server has {served:?}")]
+    #[error("the model {model:?} does not exist; this server has {served}")]
     ModelNotFound {
         /// The name asked for.
         model: String,
-        /// The name of the model served.
+        /// The names of the models served.
         served: String,
+    },
+    /// The model was unloaded.
+    #[error("the model {model:?} is not loaded: load it (POST /models/load) first")]
+    ModelNotLoaded {
+        /// The model.
+        model: String,
     },
     /// No such path.
     #[error("there is nothing at this path")]
@@ -145,8 +156,11 @@ pub enum Error {
     #[error("too many requests are waiting; try again later")]
     QueueFull,
     /// The model is not there yet.
-    #[error("the model is being loaded; try again later")]
+    #[error("the server is loading; try again later")]
     Loading,
+    /// No slot took the request in time.
+    #[error("no slot was free in time; try again later")]
+    QueueTimeout,
     /// The answer took too long.
     #[error("{stage} took longer than {seconds} seconds")]
     Timeout {
@@ -252,6 +266,7 @@ impl Error {
             ErrorKind::InvalidImage => Error::InvalidImage { param, reason },
             ErrorKind::ImageTooLarge => Error::ImageTooLarge { param, reason },
             ErrorKind::QueueFull => Error::QueueFull,
+            ErrorKind::QueueTimeout => Error::QueueTimeout,
             ErrorKind::Internal => {
                 tracing::error!(%error, "the model failed");
                 Error::Internal
@@ -271,7 +286,9 @@ impl Error {
             Error::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Error::BodyLost => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Error::Unauthorized => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
+            Error::UnknownHost => (StatusCode::FORBIDDEN, "unknown_host"),
             Error::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
+            Error::ModelNotLoaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_not_loaded"),
             Error::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Error::InvalidImage { .. } => (StatusCode::BAD_REQUEST, "invalid_image"),
@@ -284,6 +301,7 @@ impl Error {
             }
             Error::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Error::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
+            Error::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, "queue_timeout"),
             Error::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
             Error::Internal | Error::Setup { .. } | Error::Load(_) | Error::Listen(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal_error")
@@ -301,7 +319,7 @@ impl Error {
             | Error::ImageTooLarge { param, .. }
             | Error::ImageFetch { param, .. }
             | Error::RemoteImage { param, .. } => Some(param),
-            Error::ModelNotFound { .. } => Some("model"),
+            Error::ModelNotFound { .. } | Error::ModelNotLoaded { .. } => Some("model"),
             Error::InvalidPrompt { param, .. } | Error::ContextLengthExceeded { param, .. } => {
                 Some(param)
             }
@@ -310,10 +328,12 @@ impl Error {
             | Error::BodyTooLarge { .. }
             | Error::BodyLost
             | Error::Unauthorized
+            | Error::UnknownHost
             | Error::NotFound
             | Error::MethodNotAllowed
             | Error::QueueFull
             | Error::Loading
+            | Error::QueueTimeout
             | Error::Timeout { .. }
             | Error::Internal
             | Error::Setup { .. }
@@ -355,7 +375,7 @@ impl IntoResponse for Error {
         let mut response = (status, Json(self.body())).into_response();
         let headers = response.headers_mut();
         match self {
-            Error::QueueFull => {
+            Error::QueueFull | Error::QueueTimeout => {
                 headers.insert(RETRY_AFTER, RETRY_WHEN_FULL);
             }
             Error::Loading => {

@@ -5,6 +5,7 @@
 //! A field that changes the output is honoured or refused with its name in `param`; see [`Backend`] for what answers, and
 //! `docs/server.md` for the fields.
 
+mod activity;
 mod answer;
 mod auth;
 mod backend;
@@ -31,7 +32,7 @@ mod tables;
 mod tls;
 mod tokens;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
@@ -47,15 +48,17 @@ use tower_http::request_id::{
 use tower_http::trace::TraceLayer;
 
 pub use auth::ApiKeys;
-pub use backend::{Backend, Load, warm_up};
+pub use backend::{Activity, Backend, warm_up};
 pub use error::{Error, Result};
 pub use media::MediaDir;
+pub use models::Source;
 pub use options::ServeOptions;
 pub use origin::CorsOrigin;
 pub use serve::serve;
 pub use tls::Tls;
 
 use metrics::Metrics;
+use models::Models;
 use openapi::Api;
 
 /// Longest `x-request-id` that is taken from a client.
@@ -63,29 +66,21 @@ const MAX_REQUEST_ID: usize = 128;
 
 /// What the handlers share.
 struct App<B> {
-    /// Set once, when the model is loaded.
-    backend: OnceLock<B>,
+    models: Models<B>,
     options: ServeOptions,
     /// One permit for each request that may hold memory.
     admission: Arc<Semaphore>,
     metrics: Arc<Metrics>,
-    /// Start of the server in Unix seconds: when its model was "created".
-    started: u64,
 }
 
-impl<B> App<B> {
-    fn new(options: ServeOptions) -> App<B> {
+impl<B: Backend> App<B> {
+    fn new(models: Models<B>, options: ServeOptions) -> App<B> {
         App {
-            backend: OnceLock::new(),
+            models,
             admission: Arc::new(Semaphore::new(options.max_requests)),
             metrics: Arc::new(Metrics::new(options.max_requests)),
             options,
-            started: unix_seconds(),
         }
-    }
-
-    fn backend(&self) -> Result<&B> {
-        self.backend.get().ok_or(Error::Loading)
     }
 
     /// A place among the requests that may hold memory.
@@ -95,14 +90,18 @@ impl<B> App<B> {
     }
 }
 
-/// The API as a service, without a port.
-pub fn router<B: Backend>(backend: B, options: ServeOptions) -> Router {
-    let app = App::new(options);
-    app.backend.get_or_init(|| backend);
-    routes(Arc::new(app))
+/// The API as a service, without a port. Its models are loaded here, which blocks.
+///
+/// # Errors
+/// The models have no names of their own, or one cannot be loaded.
+pub fn router<B: Backend>(models: Vec<Source<B>>, options: ServeOptions) -> Result<Router> {
+    let models = Models::new(models, &options.aliases)?;
+    models.load_all().map_err(Error::Load)?;
+    Ok(routes(Arc::new(App::new(models, options)), false))
 }
 
-fn routes<B: Backend>(app: Arc<App<B>>) -> Router {
+/// The routes; `local` where only this machine reaches them and nobody shows a key.
+fn routes<B: Backend>(app: Arc<App<B>>, local: bool) -> Router {
     // The outermost layer is first: the id is there before anything is logged, and is sent back with what a panic
     // is turned into.
     let layers = ServiceBuilder::new()
@@ -123,6 +122,8 @@ fn routes<B: Backend>(app: Arc<App<B>>) -> Router {
         .post(&openapi::TEXT, answer::text::<B>)
         .post(&openapi::TOKENIZE, tokens::tokenize::<B>)
         .post(&openapi::DETOKENIZE, tokens::detokenize::<B>)
+        .post(&openapi::LOAD, models::load::<B>)
+        .post(&openapi::UNLOAD, models::unload::<B>)
         .get(&openapi::METRICS, metrics::metrics::<B>)
         .with_document(&[&openapi::HEALTH, &openapi::READY], keys);
     api.router = api
@@ -141,6 +142,10 @@ fn routes<B: Backend>(app: Arc<App<B>>) -> Router {
     let open = match origin::layer(&app.options.cors_origins) {
         Some(cors) => open.layer(cors),
         None => open,
+    };
+    let open = match local {
+        true => open.layer(from_fn_with_state(app.clone(), origin::check_host::<B>)),
+        false => open,
     };
     open.with_state(app).layer(layers)
 }

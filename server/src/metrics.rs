@@ -11,13 +11,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bridge::event::Summary;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::activity::Activities;
 use crate::{App, Backend, Error, Result};
 
 /// Upper ends of the histograms' buckets, in seconds.
@@ -34,22 +35,38 @@ struct RequestLabels {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StageLabels {
+    model: String,
     stage: &'static str,
 }
+
+/// A model by its own name, whatever alias a request had.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModelLabels {
+    model: String,
+}
+
+type Histograms = Family<ModelLabels, Histogram, fn() -> Histogram>;
 
 /// Counters and histograms of one server.
 pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
-    prompt_tokens: Counter,
-    image_tokens: Counter,
-    cached_tokens: Counter,
-    generation_tokens: Counter,
-    stages: Family<StageLabels, Histogram>,
-    first_token: Histogram,
-    answers: Histogram,
-    running: Gauge,
-    waiting: Gauge,
+    prompt_tokens: Family<ModelLabels, Counter>,
+    image_tokens: Family<ModelLabels, Counter>,
+    cached_tokens: Family<ModelLabels, Counter>,
+    generation_tokens: Family<ModelLabels, Counter>,
+    stages: Family<StageLabels, Histogram, fn() -> Histogram>,
+    first_token: Histograms,
+    inter_token: Histograms,
+    answers: Histograms,
+}
+
+impl ModelLabels {
+    fn of(model: &str) -> ModelLabels {
+        ModelLabels {
+            model: model.to_owned(),
+        }
+    }
 }
 
 impl Metrics {
@@ -58,15 +75,14 @@ impl Metrics {
         let mut metrics = Metrics {
             registry: Registry::with_prefix("qbridge"),
             requests: Family::default(),
-            prompt_tokens: Counter::default(),
-            image_tokens: Counter::default(),
-            cached_tokens: Counter::default(),
-            generation_tokens: Counter::default(),
+            prompt_tokens: Family::default(),
+            image_tokens: Family::default(),
+            cached_tokens: Family::default(),
+            generation_tokens: Family::default(),
             stages: Family::new_with_constructor(histogram),
-            first_token: histogram(),
-            answers: histogram(),
-            running: Gauge::default(),
-            waiting: Gauge::default(),
+            first_token: Family::new_with_constructor(histogram),
+            inter_token: Family::new_with_constructor(histogram),
+            answers: Family::new_with_constructor(histogram),
         };
         let limit: Gauge = Gauge::default();
         limit.set(count_of(max_requests));
@@ -80,16 +96,6 @@ impl Metrics {
             "requests_limit",
             "Most requests that are read, wait or generate at once",
             limit,
-        );
-        registry.register(
-            "requests_running",
-            "Requests that generate",
-            metrics.running.clone(),
-        );
-        registry.register(
-            "requests_waiting",
-            "Requests that wait for a slot",
-            metrics.waiting.clone(),
         );
         registry.register(
             "prompt_tokens",
@@ -118,6 +124,12 @@ impl Metrics {
             metrics.first_token.clone(),
         );
         registry.register_with_unit(
+            "inter_token_latency",
+            "From one token of an answer to the next",
+            Unit::Seconds,
+            metrics.inter_token.clone(),
+        );
+        registry.register_with_unit(
             "request_duration",
             "From a request's arrival to the end of its answer",
             Unit::Seconds,
@@ -133,19 +145,36 @@ impl Metrics {
     }
 
     /// A request's first token has come.
-    pub(crate) fn first_token(&self, after: Duration) {
-        self.first_token.observe(after.as_secs_f64());
+    pub(crate) fn first_token(&self, model: &str, after: Duration) {
+        let labels = ModelLabels::of(model);
+        self.first_token
+            .get_or_create(&labels)
+            .observe(after.as_secs_f64());
+    }
+
+    /// Another one has come.
+    pub(crate) fn next_token(&self, model: &str, after: Duration) {
+        let labels = ModelLabels::of(model);
+        self.inter_token
+            .get_or_create(&labels)
+            .observe(after.as_secs_f64());
     }
 
     /// A request's answer is complete: the numbers, and a line of the log.
-    pub(crate) fn answered(&self, summary: &Summary, after: Duration) {
+    pub(crate) fn answered(&self, model: &str, summary: &Summary, after: Duration) {
         let (usage, timings) = (summary.usage, summary.timings);
-        self.prompt_tokens.inc_by(usage.prompt_tokens as u64);
-        self.image_tokens.inc_by(usage.image_tokens as u64);
-        self.cached_tokens.inc_by(usage.cached_tokens as u64);
-        self.generation_tokens
-            .inc_by(usage.completion_tokens as u64);
-        self.answers.observe(after.as_secs_f64());
+        let labels = ModelLabels::of(model);
+        for (counter, number) in [
+            (&self.prompt_tokens, usage.prompt_tokens),
+            (&self.image_tokens, usage.image_tokens),
+            (&self.cached_tokens, usage.cached_tokens),
+            (&self.generation_tokens, usage.completion_tokens),
+        ] {
+            counter.get_or_create(&labels).inc_by(number as u64);
+        }
+        self.answers
+            .get_or_create(&labels)
+            .observe(after.as_secs_f64());
         for (stage, seconds) in [
             ("preprocess", timings.preprocess),
             ("vision", timings.vision),
@@ -153,10 +182,12 @@ impl Metrics {
             ("prefill", timings.prefill),
             ("decode", timings.decode),
         ] {
-            let labels = StageLabels { stage };
+            let model = model.to_owned();
+            let labels = StageLabels { model, stage };
             self.stages.get_or_create(&labels).observe(seconds);
         }
         tracing::info!(
+            model,
             prompt_tokens = usage.prompt_tokens,
             image_tokens = usage.image_tokens,
             cached_tokens = usage.cached_tokens,
@@ -189,12 +220,15 @@ pub(crate) async fn count<B: Send + Sync + 'static>(
 
 /// `GET /metrics`, in OpenMetrics' text form.
 pub(crate) async fn metrics<B: Backend>(State(app): State<Arc<App<B>>>) -> Result<Response> {
-    let metrics = &app.metrics;
-    let load = app.backend.get().map(Backend::load).unwrap_or_default();
-    metrics.running.set(count_of(load.running));
-    metrics.waiting.set(count_of(load.waiting));
+    let loaded = app.models.loaded();
+    let activities = loaded.map(|(name, model)| (name.to_owned(), model.activity()));
+    let mut models = Registry::with_prefix("qbridge");
+    models.register_collector(Box::new(Activities(activities.collect())));
     let mut text = String::new();
-    encode(&mut text, &metrics.registry).map_err(|_| Error::Internal)?;
+    encode_registry(&mut text, &app.metrics.registry)
+        .and_then(|()| encode_registry(&mut text, &models))
+        .and_then(|()| encode_eof(&mut text))
+        .map_err(|_| Error::Internal)?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(CONTENT_TYPE, kind)], text).into_response())
 }

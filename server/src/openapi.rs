@@ -99,6 +99,24 @@ pub(crate) const DETOKENIZE: Operation = Operation {
     failures: OF_BODIES,
     ..GET
 };
+pub(crate) const LOAD: Operation = Operation {
+    path: "/models/load",
+    id: "loadModel",
+    summary: "Loads a model that was unloaded; answers when it is there",
+    request: Some(&crate::tables::NAMED),
+    answers: &[(JSON, "Model")],
+    failures: OF_BODIES,
+    ..GET
+};
+pub(crate) const UNLOAD: Operation = Operation {
+    path: "/models/unload",
+    id: "unloadModel",
+    summary: "Unloads a model, when its answers have ended; answers when its memory is free",
+    request: Some(&crate::tables::NAMED),
+    answers: &[(JSON, "Model")],
+    failures: OF_BODIES,
+    ..GET
+};
 pub(crate) const METRICS: Operation = Operation {
     path: "/metrics",
     id: "metrics",
@@ -310,6 +328,7 @@ fn answers() -> Map<String, Value> {
         "Status": object(json!({"status": constant("ok")})),
         "Model": object(json!({
             "id": string, "object": constant("model"), "created": count, "owned_by": string,
+            "status": {"type": "string", "enum": ["loaded", "unloaded"]},
         })),
         "ModelList": object(json!({
             "object": constant("list"), "data": list(reference("Model")),

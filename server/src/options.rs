@@ -1,5 +1,6 @@
 //! Limits of the server, each with its default.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,12 +30,15 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 /// How to serve.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Names that requests may use for the model besides its own.
-    pub aliases: Vec<String>,
+    /// Other names of models, each with the name that it stands for.
+    pub aliases: BTreeMap<String, String>,
     /// Keys that requests must show one of; without, everyone is answered.
     pub api_keys: Option<ApiKeys>,
     /// Answer everyone on an address that other machines reach, too.
     pub no_auth: bool,
+    /// Names beside `localhost` that requests to a server on a loopback address may call it by, where there are no keys:
+    /// a page whose name leads to this machine (DNS rebinding) is none of them.
+    pub hosts: Vec<String>,
     /// Pages that may use the server from a browser; none by default.
     pub cors_origins: Vec<CorsOrigin>,
     /// Certificate and key of `https`; plain `http` without.
@@ -65,9 +69,10 @@ pub struct ServeOptions {
 impl Default for ServeOptions {
     fn default() -> Self {
         Self {
-            aliases: Vec::new(),
+            aliases: BTreeMap::new(),
             api_keys: None,
             no_auth: false,
+            hosts: Vec::new(),
             cors_origins: Vec::new(),
             tls: None,
             fetcher: None,

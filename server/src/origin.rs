@@ -1,12 +1,20 @@
-//! Pages of other origins that may use the server from a browser.
+//! Pages of other origins that may use the server from a browser, and those that must not.
 
+use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::RETRY_AFTER;
+use axum::extract::{Request, State};
+use axum::http::header::{HOST, RETRY_AFTER};
+use axum::http::uri::Authority;
 use axum::http::{HeaderName, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use reqwest::Url;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+use crate::{App, Error};
 
 /// Longest time that a browser may remember what is allowed.
 const MAX_AGE: Duration = Duration::from_secs(3600);
@@ -52,4 +60,49 @@ pub(crate) fn layer(origins: &[CorsOrigin]) -> Option<CorsLayer> {
         .expose_headers([HeaderName::from_static("x-request-id"), RETRY_AFTER])
         .max_age(MAX_AGE);
     Some(layer)
+}
+
+/// Lets requests pass that mean this machine. A page may have a name that leads to 127.0.0.1 (DNS rebinding), and what
+/// its scripts send then comes from the user's own browser, of the same origin; but under that name.
+pub(crate) async fn check_host<B: Send + Sync + 'static>(
+    State(app): State<Arc<App<B>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match is_called(&request, &app.options.hosts) {
+        true => next.run(request).await,
+        false => Error::UnknownHost.into_response(),
+    }
+}
+
+/// Whether a request means this machine or one of `names`. What browsers send has a host; what has none is older than
+/// they are.
+fn is_called(request: &Request, names: &[String]) -> bool {
+    let header = request.headers().get(HOST).map(HeaderValue::to_str);
+    if header.as_ref().is_some_and(|host| host.is_err()) {
+        return false;
+    }
+    let hosts = [request.uri().host(), header.and_then(Result::ok)];
+    hosts
+        .into_iter()
+        .flatten()
+        .all(|host| is_local(host) || names.iter().any(|name| is(host, name)))
+}
+
+/// The host without its port.
+fn host_of(host: &str) -> Option<String> {
+    let authority: Authority = host.parse().ok()?;
+    let host = authority.host().trim_matches(['[', ']']);
+    Some(host.trim_end_matches('.').to_ascii_lowercase())
+}
+
+fn is(host: &str, name: &str) -> bool {
+    host_of(host).is_some_and(|host| host.eq_ignore_ascii_case(name))
+}
+
+/// An address needs no name to lead to it, so it is none that somebody made up.
+fn is_local(host: &str) -> bool {
+    host_of(host).is_some_and(|host| {
+        host == "localhost" || host.ends_with(".localhost") || host.parse::<IpAddr>().is_ok()
+    })
 }

@@ -30,7 +30,7 @@ impl Kind {
     }
 
     /// What the body may hold.
-    fn table(self) -> &'static Object {
+    pub(crate) fn table(self) -> &'static Object {
         match self {
             Kind::Chat => &CHAT,
             Kind::Text => &TEXT,
@@ -52,17 +52,13 @@ pub(crate) struct AnswerRequest {
 }
 
 impl AnswerRequest {
-    /// Reads a body; the model's `name` and `sampling` stand in for what it does not say.
+    /// Reads a body whose model is known; `sampling`, the model's, stands in for what it does not say.
     pub(crate) fn parse(
         kind: Kind,
-        body: &[u8],
-        name: &str,
+        mut fields: Fields,
         sampling: Sampling,
         options: &ServeOptions,
     ) -> Result<AnswerRequest> {
-        let mut fields = body_fields(body, kind.table())?;
-        let model = as_string(fields.required("model")?, "model")?;
-        check_model(&model, name, options)?;
         let prompt = fields.required(kind.prompt_param())?;
         match kind {
             Kind::Chat => refuse_unsupported(&mut fields)?,
@@ -128,17 +124,6 @@ fn text_prompt(prompt: Value) -> Result<String> {
         Value::Array(_) => Err(Error::unsupported(param, "send one text in a request")),
         text => as_string(text, param),
     }
-}
-
-/// Refuses any model but the one that is served.
-pub(crate) fn check_model(model: &str, name: &str, options: &ServeOptions) -> Result<()> {
-    if model == name || options.aliases.iter().any(|alias| alias == model) {
-        return Ok(());
-    }
-    Err(Error::ModelNotFound {
-        model: model.chars().take(100).collect(),
-        served: name.to_owned(),
-    })
 }
 
 /// Fields of `/v1/completions` alone that are not supported, unless their value asks for nothing.

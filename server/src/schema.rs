@@ -48,8 +48,6 @@ pub(crate) enum Type {
     /// Of so many items, at least and at most.
     List(&'static Type, usize, usize),
     Object(&'static Object),
-    /// An object of any keys, with such values.
-    Map(&'static Type),
     /// One of several.
     Either(&'static [Type]),
 }
@@ -98,7 +96,7 @@ impl Object {
     pub(crate) fn numbers(&self, name: &str) -> RangeInclusive<f64> {
         match self.field(name).map(|field| &field.of) {
             Some(&Type::Number(low, high)) => low..=high,
-            _ => 1.0..=0.0,
+            _ => RangeInclusive::new(1.0, 0.0),
         }
     }
 
@@ -106,7 +104,7 @@ impl Object {
     pub(crate) fn integers(&self, name: &str) -> RangeInclusive<i64> {
         match self.field(name).map(|field| &field.of) {
             Some(&Type::Integer(low, high)) => low..=high,
-            _ => 1..=0,
+            _ => RangeInclusive::new(1, 0),
         }
     }
 
@@ -185,7 +183,6 @@ impl Type {
                 schema
             }
             Type::Object(object) => object.reference(named),
-            Type::Map(of) => json!({"type": "object", "additionalProperties": of.schema(named)}),
             Type::Either(types) => {
                 let types: Vec<_> = types.iter().map(|of| of.schema(named)).collect();
                 json!({ "anyOf": types })
@@ -205,6 +202,6 @@ fn or_null(mut schema: Value) -> Value {
             types.push(null);
             schema
         }
-        None => json!({"anyOf": [schema, null]}),
+        None => json!({"anyOf": [schema, {"type": "null"}]}),
     }
 }

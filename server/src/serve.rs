@@ -10,41 +10,43 @@ use axum_server::tls_rustls::RustlsAcceptor;
 use axum_server::{Handle, Server};
 use tokio::net::TcpListener;
 
-use crate::{App, Backend, Error, Result, ServeOptions, routes};
+use crate::models::Models;
+use crate::{App, Backend, Error, Result, ServeOptions, Source, routes};
 
 /// Serves on `listener` until `shutdown` resolves; then lets running requests end, for [`ServeOptions::shutdown_grace`] at
-/// most. The model comes from `load`, which runs beside the server: until it returns, `/health` is well, `/ready` is not,
-/// and everything else is told to come back. `on_ready` is called when that is over.
+/// most. The models are loaded beside the server, one after the other: until that is over, `/health` is well, `/ready` is
+/// not, and everything else is told to come back. Then `on_ready` is called.
 ///
 /// `shutdown` is not asked before: there is nothing to end gently.
 ///
 /// # Errors
-/// The address is for everyone and there are no keys (see [`ServeOptions::no_auth`]), loading fails, or the listener does.
+/// The address is for everyone and there are no keys (see [`ServeOptions::no_auth`]), two models have one name, loading
+/// one fails, or the listener does.
 pub async fn serve<B: Backend>(
-    load: impl FnOnce() -> bridge::Result<B> + Send + 'static,
+    models: Vec<Source<B>>,
     options: ServeOptions,
     listener: TcpListener,
-    on_ready: impl FnOnce(&B),
+    on_ready: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let address = listener.local_addr().map_err(Error::Listen)?;
     check_exposure(address, &options)?;
-    let app = Arc::new(App::new(options));
+    let models = Models::new(models, &options.aliases)?;
+    let app = Arc::new(App::new(models, options));
     let handle = Handle::new();
-    let mut listening = pin!(listen(app.clone(), listener, handle.clone()));
-    let loading = async {
-        let backend = tokio::task::spawn_blocking(load)
-            .await
-            .map_err(|error| Error::Setup {
-                reason: format!("loading the model failed: {error}"),
-            })?
-            .map_err(Error::Load)?;
-        Ok::<&B, Error>(app.backend.get_or_init(|| backend))
-    };
+    let local = app.options.api_keys.is_none() && is_loopback(address);
+    let mut listening = pin!(listen(app.clone(), listener, handle.clone(), local));
+    let loader = app.clone();
+    let loading = tokio::task::spawn_blocking(move || loader.models.load_all());
     tokio::select! {
         listened = &mut listening => return listened,
-        loaded = loading => on_ready(loaded?),
+        loaded = loading => loaded
+            .map_err(|error| Error::Setup {
+                reason: format!("loading a model failed: {error}"),
+            })?
+            .map_err(Error::Load)?,
     }
+    on_ready();
     tokio::select! {
         listened = &mut listening => return listened,
         () = shutdown => handle.graceful_shutdown(Some(app.options.shutdown_grace)),
@@ -56,7 +58,7 @@ pub async fn serve<B: Backend>(
 /// strangers use were opened by a `0.0.0.0` that was only to let one other machine in.
 fn check_exposure(address: SocketAddr, options: &ServeOptions) -> Result<()> {
     let guarded = options.api_keys.is_some() || options.no_auth;
-    match guarded || address.ip().to_canonical().is_loopback() {
+    match guarded || is_loopback(address) {
         true => Ok(()),
         false => Err(Error::Setup {
             reason: format!(
@@ -68,14 +70,19 @@ fn check_exposure(address: SocketAddr, options: &ServeOptions) -> Result<()> {
     }
 }
 
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
 async fn listen<B: Backend>(
     app: Arc<App<B>>,
     listener: TcpListener,
     handle: Handle<SocketAddr>,
+    local: bool,
 ) -> Result<()> {
     let tls = app.options.tls.clone();
     let patience = app.options.body_timeout;
-    let service = routes(app).into_make_service();
+    let service = routes(app, local).into_make_service();
     // Tokens are small packets that should not wait for each other.
     let server = Server::from_listener(listener)
         .handle(handle)

@@ -111,6 +111,11 @@ const ANSWER: &[Field] = &[
         Either(&[Text, List(&Text, 0, MAX_STOPS)]),
         "Ends the answer, which does not include it.",
     ),
+    optional(
+        "cache_prompt",
+        Boolean,
+        "Take over what earlier requests computed of the same beginning, and leave it to later ones; true by default.",
+    ),
     optional("stream", Boolean, "Answer piece by piece, as events."),
     optional(
         "stream_options",
@@ -277,13 +282,22 @@ pub(crate) const IMAGE_URL: Object = Object {
     ]],
 };
 
+const TOKENIZERS: &str = "Whose tokens; the first model's where none is given.";
+
+/// `POST /models/load` and `POST /models/unload`
+pub(crate) const NAMED: Object = Object {
+    name: "ModelName",
+    about: "A model of this server.",
+    fields: &[&[MODEL]],
+};
+
 /// `POST /tokenize`
 pub(crate) const TOKENIZE: Object = Object {
     name: "TokenizeRequest",
     about: "A text to count.",
     fields: &[&[
         required("prompt", String, "The text; special tokens in it are text."),
-        optional("model", String, MODEL.about),
+        optional("model", String, TOKENIZERS),
     ]],
 };
 
@@ -297,6 +311,6 @@ pub(crate) const DETOKENIZE: Object = Object {
             List(&Integer(0, i32::MAX as i64), 0, ANY_NUMBER),
             "Ids of the vocabulary.",
         ),
-        optional("model", String, MODEL.about),
+        optional("model", String, TOKENIZERS),
     ]],
 };

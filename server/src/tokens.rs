@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::answer::{blocking, read_body};
 use crate::fields::{Fields, as_list, as_string};
-use crate::request::{body_fields, check_model};
+use crate::request::body_fields;
 use crate::schema::Object;
 use crate::tables::{DETOKENIZE, TOKENIZE};
 use crate::{App, Backend, Error, Result};
@@ -57,17 +57,17 @@ async fn with_fields<B: Backend>(
     table: &'static Object,
     answer: impl FnOnce(&B, Fields) -> Result<Value> + Send + 'static,
 ) -> Result<Json<Value>> {
-    app.backend()?;
+    app.models.is_ready()?;
     let permit = app.admit()?;
     let body = read_body(request, &app.options).await?;
     let answered = blocking(move || {
         let _permit = permit;
-        let backend = app.backend()?;
         let mut fields = body_fields(&body, table)?;
-        if let Some(model) = fields.string("model")? {
-            check_model(&model, backend.name(), &app.options)?;
-        }
-        answer(backend, fields)
+        let (_, model) = match fields.string("model")? {
+            Some(name) => app.models.get(&name)?,
+            None => app.models.first()?,
+        };
+        answer(&model, fields)
     });
     answered.await.map(Json)
 }

@@ -12,7 +12,7 @@ use bridge::model::Prompt;
 use common::*;
 use prompts::{Message, Part, Role};
 use serde_json::{Value, json};
-use server::{ServeOptions, router};
+use server::ServeOptions;
 use tower::ServiceExt;
 
 #[tokio::test]
@@ -247,14 +247,14 @@ async fn requests_have_ids() {
 #[tokio::test]
 async fn models_are_listed() {
     let options = ServeOptions {
-        aliases: vec!["gpt/4".into()],
+        aliases: [("gpt/4".to_owned(), "demo".to_owned())].into(),
         ..ServeOptions::default()
     };
     let router = router(script(dog), options);
     let get = |path: &str| send(router.clone(), request("GET", path, Body::empty()));
     let list = get("/v1/models").await.json();
     assert_eq!(list["object"], "list");
-    let model = |id: &str| json!({"id": id, "object": "model", "created": list["data"][0]["created"], "owned_by": "qbridge"});
+    let model = |id: &str| json!({"id": id, "object": "model", "created": list["data"][0]["created"], "owned_by": "qbridge", "status": "loaded"});
     assert_eq!(list["data"], json!([model("demo"), model("gpt/4")]));
     assert_eq!(get("/v1/models/demo").await.json(), model("demo"));
     assert_eq!(get("/v1/models/gpt/4").await.json(), model("gpt/4"));

@@ -9,7 +9,7 @@ use bridge::event::Event;
 use bridge::model::Prompt;
 use common::*;
 use serde_json::{Value, json};
-use server::{ServeOptions, router};
+use server::ServeOptions;
 
 fn text(fields: Value) -> Value {
     let mut body = json!({"model": "demo", "prompt": "Once"});
@@ -226,15 +226,18 @@ async fn what_was_done_is_counted() {
         r#"qbridge_requests_total{route="/v1/models/{*id}",status="404"} 2"#,
         r#"qbridge_requests_total{route="none",status="404"} 2"#,
         "qbridge_requests_limit 64",
-        "qbridge_requests_running 3",
-        "qbridge_requests_waiting 2",
-        "qbridge_prompt_tokens_total 90",
-        "qbridge_image_tokens_total 64",
-        "qbridge_generation_tokens_total 8",
-        "qbridge_time_to_first_token_seconds_count 2",
-        "qbridge_request_duration_seconds_count 2",
-        r#"qbridge_stage_seconds_count{stage="vision"} 2"#,
-        r#"qbridge_stage_seconds_count{stage="decode"} 2"#,
+        r#"qbridge_requests_running{model="demo"} 3"#,
+        r#"qbridge_requests_waiting{model="demo"} 2"#,
+        r#"qbridge_prompt_tokens_total{model="demo"} 90"#,
+        r#"qbridge_image_tokens_total{model="demo"} 64"#,
+        r#"qbridge_generation_tokens_total{model="demo"} 8"#,
+        r#"qbridge_time_to_first_token_seconds_count{model="demo"} 2"#,
+        r#"qbridge_inter_token_latency_seconds_count{model="demo"} 4"#,
+        r#"qbridge_request_duration_seconds_count{model="demo"} 2"#,
+        r#"qbridge_stage_seconds_count{model="demo",stage="vision"} 2"#,
+        r#"qbridge_stage_seconds_count{model="demo",stage="decode"} 2"#,
+        r#"qbridge_vision_cache_hits_total{model="demo"} 5"#,
+        r#"qbridge_vision_cache_bytes{model="demo"} 7"#,
         "# EOF",
     ] {
         assert!(

@@ -14,7 +14,7 @@ use common::*;
 use proptest::prelude::*;
 use qformer::image::ImageError;
 use serde_json::{Value, json};
-use server::{ServeOptions, router};
+use server::ServeOptions;
 use tokio::sync::mpsc::channel;
 use tower::ServiceExt;
 

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use common::*;
 use serde_json::json;
-use server::{ApiKeys, CorsOrigin, ServeOptions, router};
+use server::{ApiKeys, CorsOrigin, ServeOptions};
 
 fn guarded() -> Router {
     let options = ServeOptions {

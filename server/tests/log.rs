@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use common::*;
 use serde_json::{Value, json};
 use server::fetch::{FetchOptions, Fetcher, Resolver, Resolving};
-use server::{MediaDir, ServeOptions, router};
+use server::{MediaDir, ServeOptions};
 
 /// What the server logs, as text.
 #[derive(Clone, Default)]

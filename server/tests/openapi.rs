@@ -7,7 +7,7 @@ mod common;
 use axum::body::Body;
 use common::*;
 use serde_json::{Map, Value, json};
-use server::{ApiKeys, ServeOptions, router};
+use server::{ApiKeys, ServeOptions};
 
 async fn document(options: ServeOptions) -> Value {
     let asked = axum::http::Request::get("/openapi.json")
@@ -139,8 +139,11 @@ fn fits(document: &Value, schema: &Value, value: &Value) -> bool {
     }
 }
 
+/// A whole request around an object.
+type Place = Box<dyn Fn(Value) -> Value>;
+
 /// Objects of a schema that sit in requests, each with what puts one into a whole request.
-fn places() -> Vec<(&'static str, &'static str, Box<dyn Fn(Value) -> Value>)> {
+fn places() -> Vec<(&'static str, &'static str, Place)> {
     let message = |message: Value| json!({"model": "demo", "messages": [message]});
     let part = move |part: Value| message(json!({"role": "user", "content": [part]}));
     vec![
@@ -163,6 +166,7 @@ fn places() -> Vec<(&'static str, &'static str, Box<dyn Fn(Value) -> Value>)> {
             "/v1/chat/completions",
             Box::new(move |image| part(json!({"type": "image_url", "image_url": image}))),
         ),
+        ("ModelName", "/models/load", Box::new(|body| body)),
         (
             "StreamOptions",
             "/v1/chat/completions",
@@ -287,7 +291,7 @@ async fn every_path_of_the_document_is_there() {
             operations += 1;
         }
     }
-    assert_eq!(operations, 10);
+    assert_eq!(operations, 12);
 }
 
 #[tokio::test]

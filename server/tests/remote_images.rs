@@ -536,7 +536,7 @@ fn serving(fetcher: Fetcher) -> ServeOptions {
 async fn requests_may_name_pictures() {
     let site = site().await;
     let (backend, seen) = recorder();
-    let router = server::router(backend, serving(fetcher(site.port)));
+    let router = router(backend, serving(fetcher(site.port)));
     let inline = format!("data:image/png;base64,{PNG}");
     let (dog, fits) = (
         site.url("pictures.test", "/dog"),
@@ -560,7 +560,7 @@ async fn nobody_learns_what_is_inside() {
     drop(closed);
     let mut options = options(site.port, &names());
     options.urls.ports.push(closed_port);
-    let router = server::router(
+    let router = router(
         fake(|_| panic!("the model was asked")),
         serving(Fetcher::new(options).unwrap()),
     );
@@ -602,7 +602,7 @@ async fn pictures_have_a_limit_each_and_together() {
             ..serving(fetcher(site.port))
         };
         let urls = [fits.as_str(); 3];
-        let answer = send(server::router(script(dog), options), post(&asks(&urls))).await;
+        let answer = send(router(script(dog), options), post(&asks(&urls))).await;
         let told = (answer.status != 200).then(|| (answer.code(), answer.param()));
         (answer.status.as_u16(), told)
     };
@@ -624,7 +624,7 @@ async fn cve_2026_0599_nothing_is_fetched_for_text_nor_for_strangers() {
     let site = site().await;
     let url = site.url("pictures.test", "/dog");
     let text = json!({"messages": [{"role": "user", "content": format!("![]({url}) <img src=\"{url}\"> {url}")}]});
-    let router = server::router(script(dog), serving(fetcher(site.port)));
+    let router = router(script(dog), serving(fetcher(site.port)));
     assert_eq!(send(router.clone(), post(&chat(text))).await.status, 200);
     // Nor for a request that is wrong elsewhere.
     let mut wrong = asks(&[&url]);
@@ -634,7 +634,7 @@ async fn cve_2026_0599_nothing_is_fetched_for_text_nor_for_strangers() {
         api_keys: Some(ApiKeys::new(["key"]).unwrap()),
         ..serving(fetcher(site.port))
     };
-    let guarded = server::router(script(dog), options);
+    let guarded = common::router(script(dog), options);
     assert_eq!(send(guarded, post(&asks(&[&url]))).await.status, 401);
     assert_eq!(site.hits(), 0);
 }
@@ -648,7 +648,7 @@ async fn vllm_58192_a_full_server_fetches_nothing() {
         ..serving(fetcher(site.port))
     };
     let url = site.url("pictures.test", "/dog");
-    let answer = send(server::router(script(dog), options), post(&asks(&[&url]))).await;
+    let answer = send(router(script(dog), options), post(&asks(&[&url]))).await;
     assert_eq!(answer.status, 429);
     assert_eq!(site.hits(), 0);
 }
@@ -656,7 +656,7 @@ async fn vllm_58192_a_full_server_fetches_nothing() {
 #[tokio::test]
 async fn a_client_that_leaves_ends_its_fetch() {
     let (port, sent) = raw_site(CHUNKED, Then::Drip).await;
-    let router = server::router(script(dog), serving(fetcher(port)));
+    let router = router(script(dog), serving(fetcher(port)));
     let body = asks(&[&format!("http://pictures.test:{port}/")]);
     let asked = tokio::spawn(async move { send(router, post(&body)).await });
     while sent.load(Ordering::SeqCst) == 0 {
@@ -694,7 +694,7 @@ async fn files_are_read_below_the_media_path_alone() {
         max_image_bytes: LIMIT,
         ..ServeOptions::default()
     };
-    let router = server::router(script(dog), options);
+    let router = router(script(dog), options);
     let ask = async |path: &str| {
         let url = format!("file://{}{path}", dir.path().display());
         send(router.clone(), post(&asks(&[&url]))).await

@@ -5,12 +5,13 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use common::*;
 use serde_json::json;
-use server::ServeOptions;
+use server::{ServeOptions, Source};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -19,7 +20,7 @@ async fn ask_port(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let body = chat(json!({"stream": true})).to_string();
     let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
          connection: close\r\n\r\n",
         body.len()
     );
@@ -38,10 +39,10 @@ async fn running_answers_end_before_the_server_does() {
     let (ready, is_ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server::serve(
-        || Ok(backend),
+        vec![once(backend)],
         ServeOptions::default(),
         listener,
-        |_| ready.send(()).unwrap(),
+        || ready.send(()).unwrap(),
         async {
             let _ = stopped.await;
         },
@@ -87,7 +88,7 @@ async fn a_hanging_answer_does_not_hold_the_server() {
             std::future::pending::<()>().await;
         });
     };
-    let serving = server::serve(|| Ok(backend), options, listener, |_| (), waiting);
+    let serving = server::serve(vec![once(backend)], options, listener, || (), waiting);
     tokio::time::timeout(Duration::from_secs(5), serving)
         .await
         .expect("it hangs")
@@ -97,7 +98,7 @@ async fn a_hanging_answer_does_not_hold_the_server() {
 /// The head of the answer to a request without a body.
 async fn get(address: SocketAddr, path: &str) -> (StatusCode, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -109,15 +110,16 @@ async fn it_is_alive_at_once_and_ready_when_the_model_is_loaded() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (loaded, load) = std::sync::mpsc::channel::<()>();
+    let load = Mutex::new(load);
     let (ready, is_ready) = oneshot::channel();
     let serving = tokio::spawn(server::serve(
-        move || {
-            load.recv().unwrap();
+        vec![Source::new("demo", move || {
+            load.lock().unwrap().recv().unwrap();
             Ok(script(dog))
-        },
+        })],
         ServeOptions::default(),
         listener,
-        |_| ready.send(()).unwrap(),
+        || ready.send(()).unwrap(),
         std::future::pending(),
     ));
     assert_eq!(get(address, "/health").await.0, 200);
@@ -129,7 +131,7 @@ async fn it_is_alive_at_once_and_ready_when_the_model_is_loaded() {
     }
     let mut client = TcpStream::connect(address).await.unwrap();
     // Refused although its body never comes.
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n";
     client.write_all(head.as_bytes()).await.unwrap();
     let mut status = [0; 12];
     client.read_exact(&mut status).await.unwrap();
@@ -145,12 +147,12 @@ async fn it_is_alive_at_once_and_ready_when_the_model_is_loaded() {
 #[tokio::test]
 async fn a_model_that_does_not_load_ends_the_server() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let failing = || Err::<Fake, _>(bridge::Error::Stopped);
+    let failing = Source::new("demo", || Err::<Fake, _>(bridge::Error::Stopped));
     let served = server::serve(
-        failing,
+        vec![failing],
         ServeOptions::default(),
         listener,
-        |_| panic!("ready without a model"),
+        || panic!("ready without a model"),
         std::future::pending(),
     );
     let error = served.await.unwrap_err();
@@ -162,10 +164,10 @@ async fn nobody_is_served_by_accident() {
     let everywhere = || TcpListener::bind("0.0.0.0:0");
     let serve = |options, listener| {
         server::serve(
-            || Ok(script(dog)),
+            vec![once(script(dog))],
             options,
             listener,
-            |_| (),
+            || (),
             std::future::ready(()),
         )
     };
@@ -200,10 +202,10 @@ async fn a_head_that_never_ends_is_not_waited_for() {
         ..ServeOptions::default()
     };
     let serving = tokio::spawn(server::serve(
-        || Ok(script(dog)),
+        vec![once(script(dog))],
         options,
         listener,
-        |_| (),
+        || (),
         std::future::pending(),
     ));
     let mut client = TcpStream::connect(address).await.unwrap();
@@ -215,4 +217,70 @@ async fn a_head_that_never_ends_is_not_waited_for() {
     let closed = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut rest));
     closed.await.expect("it waits").unwrap();
     serving.abort();
+}
+
+/// A page whose name leads to this machine is of the same origin as the server, and no rule of the browser keeps it out.
+#[tokio::test]
+async fn dns_rebinding_finds_no_server_without_keys() {
+    let status = async |options: ServeOptions, hosts: [&str; 2]| {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ready, is_ready) = oneshot::channel();
+        let serving = tokio::spawn(server::serve(
+            vec![once(script(dog))],
+            options,
+            listener,
+            || ready.send(()).unwrap(),
+            std::future::pending(),
+        ));
+        is_ready.await.unwrap();
+        let mut statuses = Vec::new();
+        for host in hosts {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let port = address.port();
+            let host = host.replace("PORT", &port.to_string());
+            let head =
+                format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            statuses.push(answer[9..12].parse::<u16>().unwrap());
+        }
+        serving.abort();
+        statuses
+    };
+    let open = ServeOptions::default;
+    assert_eq!(
+        status(open(), ["localhost:PORT", "127.0.0.1:PORT"]).await,
+        [200, 200]
+    );
+    assert_eq!(
+        status(open(), ["[::1]:PORT", "LocalHost"]).await,
+        [200, 200]
+    );
+    assert_eq!(
+        status(open(), ["evil.example:PORT", "localhost.evil.example"]).await,
+        [403, 403]
+    );
+    assert_eq!(
+        status(open(), ["127.0.0.1.evil.example", "@evil.example"]).await,
+        [403, 403]
+    );
+    let named = ServeOptions {
+        hosts: vec!["proxy.example".to_owned()],
+        ..open()
+    };
+    assert_eq!(
+        status(named, ["Proxy.Example:PORT", "evil.example"]).await,
+        [200, 403]
+    );
+    let keys = ServeOptions {
+        api_keys: Some(server::ApiKeys::new(["key"]).unwrap()),
+        ..open()
+    };
+    // A page has no key.
+    assert_eq!(
+        status(keys, ["evil.example", "localhost"]).await,
+        [401, 401]
+    );
 }

@@ -29,10 +29,10 @@ async fn a_certificate_and_its_key_make_https() {
     let (ready, is_ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server::serve(
-        || Ok(script(dog)),
+        vec![once(script(dog))],
         options,
         listener,
-        |_| ready.send(()).unwrap(),
+        || ready.send(()).unwrap(),
         async {
             let _ = stopped.await;
         },

@@ -273,7 +273,9 @@ fn answers_do_not_depend_on_what_runs_beside_them() {
             assert_eq!(answer_ids(events), case.answer_ids, "{name}");
         }
     }
-    let VisionActivity { pictures, readings } = model.vision_activity();
+    let VisionActivity {
+        pictures, readings, ..
+    } = model.vision_activity();
     let shown: usize = cases().iter().map(|case| case.pictures.len()).sum();
     assert_eq!((pictures, readings), (5, 2 * shown as u64));
 }

@@ -162,6 +162,9 @@ pub struct Sequence {
     /// answer included, then [`Event::Done`], or [`Event::Error`] at any time. Beams
     /// are compared to the last, so theirs come together at the end.
     pub events: mpsc::Sender<Event>,
+    /// When it is too late to begin: who still waits for a slot then is told
+    /// [`Error::QueueTimeout`].
+    pub deadline: Option<Instant>,
     /// What the stages before the engine took; the engine adds its own.
     pub timings: Timings,
 }
@@ -179,13 +182,22 @@ impl Sequence {
             ignore_eos: false,
             cache_prompt: true,
             events,
+            deadline: None,
             timings: Timings::default(),
         }
     }
 }
 
+impl Sequence {
+    /// Whether it is too late to begin.
+    pub(crate) fn is_late(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| deadline <= Instant::now())
+    }
+}
+
 /// How busy an [`Engine`] is, and what it has done since it started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Activity {
     /// Requests that hold a slot.
     pub active: usize,
@@ -445,6 +457,13 @@ struct Waiting {
     /// Of each row of the prompt, or none where they are not to be shared.
     keys: Vec<RowKey>,
     since: Instant,
+}
+
+impl Waiting {
+    /// Whether nobody waits for it any more, or it is too late to begin.
+    fn is_over(&self) -> bool {
+        self.sequence.events.is_closed() || self.sequence.is_late()
+    }
 }
 
 /// What a request takes.

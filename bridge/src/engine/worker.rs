@@ -103,7 +103,7 @@ impl Worker {
             let can_admit = state
                 .waiting
                 .front()
-                .is_some_and(|next| next.sequence.events.is_closed() || self.has_room(&next.need));
+                .is_some_and(|next| next.is_over() || self.has_room(&next.need));
             if runnable || can_admit {
                 return true;
             }
@@ -176,8 +176,14 @@ impl Worker {
     fn next_waiting(&self) -> Option<Waiting> {
         let mut state = self.shared.lock();
         while let Some(next) = state.waiting.front() {
-            if next.sequence.events.is_closed() {
-                state.waiting.pop_front();
+            if next.is_over() {
+                if let Some(over) = state.waiting.pop_front() {
+                    // A fresh channel has room; a closed one has nobody to be told.
+                    let _ = over
+                        .sequence
+                        .events
+                        .try_send(Event::Error(Error::QueueTimeout));
+                }
             } else if self.has_room(&next.need) {
                 return state.waiting.pop_front();
             } else {

@@ -1,13 +1,15 @@
 //! `qbridge serve`: a bundle over HTTP.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bridge::bundle::Manifest;
 use bridge::model::{Model, ModelOptions};
 use server::fetch::{FetchOptions, Fetcher, UrlPolicy};
-use server::{ApiKeys, MediaDir, ServeOptions, Tls};
+use server::{ApiKeys, MediaDir, ServeOptions, Source, Tls};
 
 use super::model_options;
 use crate::args::ServeArgs;
@@ -19,6 +21,7 @@ const API_KEYS: &str = "QBRIDGE_API_KEYS";
 /// Runs the command until SIGINT or SIGTERM.
 pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     let options = serve_options(args)?;
+    let models = models(args)?;
     let scheme = if options.tls.is_some() {
         "https"
     } else {
@@ -30,26 +33,47 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
             .await
             .with_context(|| format!("cannot listen on {}:{}", args.host, args.port))?;
         let address = listener.local_addr()?;
-        let spinner = progress::spinner(format!("loading {}", args.bundle.display()));
-        let model_options = ModelOptions {
-            queue: usize::from(args.queue),
-            prefix_cache: !args.no_prefix_cache,
-            ..model_options(&args.engine, args.slots)
+        let (names, models): (Vec<_>, Vec<_>) = models.into_iter().unzip();
+        let names = names.join(", ");
+        let spinner = progress::spinner(format!("loading {names}"));
+        let ready = || {
+            spinner.finish_and_clear();
+            eprintln!("serving {names} on {scheme}://{address}/v1");
         };
-        let bundle = args.bundle.clone();
+        server::serve(models, options, listener, ready, shutdown_signal()).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// The bundles, each with its name.
+fn models(args: &ServeArgs) -> Result<Vec<(String, Source<Model>)>> {
+    let options = ModelOptions {
+        queue: usize::from(args.queue),
+        prefix_cache: !args.no_prefix_cache,
+        queue_timeout: Some(Duration::from_secs(args.queue_timeout.into())),
+        image_cache_bytes: (args.image_cache as usize) << 20,
+        ..model_options(&args.engine, args.slots)
+    };
+    let source = |text: &String| {
+        let (name, dir) = match text.split_once('=') {
+            // A directory may have that sign in its name.
+            Some((name, dir)) if !Path::new(text).exists() => (Some(name), dir),
+            _ => (None, text.as_str()),
+        };
+        let dir = Path::new(dir).to_owned();
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => Manifest::read(&dir)?.name,
+        };
+        let options = options.clone();
         let load = move || {
-            let model = Arc::new(Model::open(&bundle, &model_options)?);
+            let model = Model::open(&dir, &options)?;
             server::warm_up(&model)?;
             Ok(model)
         };
-        let ready = |model: &Arc<Model>| {
-            spinner.finish_and_clear();
-            let name = &model.manifest().name;
-            eprintln!("serving {name} on {scheme}://{address}/v1");
-        };
-        server::serve(load, options, listener, ready, shutdown_signal()).await?;
-        Ok(ExitCode::SUCCESS)
-    })
+        Ok((name.clone(), Source::new(name, load)))
+    };
+    args.bundles.iter().map(source).collect()
 }
 
 fn serve_options(args: &ServeArgs) -> Result<ServeOptions> {
@@ -64,6 +88,7 @@ fn serve_options(args: &ServeArgs) -> Result<ServeOptions> {
                 hosts: hosts.iter().cloned().collect(),
                 ..UrlPolicy::default()
             },
+            timeout: Duration::from_secs(args.fetch_timeout.into()),
             ..FetchOptions::default()
         })?)),
     };
@@ -72,6 +97,8 @@ fn serve_options(args: &ServeArgs) -> Result<ServeOptions> {
     });
     Ok(ServeOptions {
         api_keys: api_keys(args)?,
+        aliases: args.aliases.iter().cloned().collect(),
+        hosts: args.allow_hosts.clone(),
         no_auth: args.no_auth,
         cors_origins: args.cors_origins.clone(),
         tls,

@@ -13,7 +13,7 @@ use bridge::event::{Event, FinishReason, Summary, Timings, Usage};
 use bridge::model;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use server::{Backend, Load, ServeOptions};
+use server::{Activity, Backend, ServeOptions, Source};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tower::ServiceExt;
 
@@ -23,10 +23,6 @@ type Submit = dyn Fn(model::Request) -> bridge::Result<Receiver<Event>> + Send +
 pub struct Fake(Box<Submit>);
 
 impl Backend for Fake {
-    fn name(&self) -> &str {
-        "demo"
-    }
-
     fn default_sampling(&self) -> Sampling {
         Sampling {
             temperature: 0.25,
@@ -51,11 +47,13 @@ impl Backend for Fake {
         4096
     }
 
-    fn load(&self) -> Load {
-        Load {
-            running: 3,
-            waiting: 2,
-        }
+    fn activity(&self) -> Activity {
+        let mut activity = Activity::default();
+        activity.engine.active = 3;
+        activity.engine.waiting = 2;
+        activity.vision.cache_hits = 5;
+        activity.vision.cache_bytes = 7;
+        activity
     }
 }
 
@@ -63,6 +61,19 @@ pub fn fake(
     submit: impl Fn(model::Request) -> bridge::Result<Receiver<Event>> + Send + Sync + 'static,
 ) -> Fake {
     Fake(Box::new(submit))
+}
+
+/// The model "demo", which can be loaded but once.
+pub fn once(backend: Fake) -> Source<Fake> {
+    let backend = Mutex::new(Some(backend));
+    Source::new("demo", move || {
+        backend.lock().unwrap().take().ok_or(bridge::Error::Stopped)
+    })
+}
+
+/// A server with the model "demo" alone.
+pub fn router(backend: Fake, options: ServeOptions) -> Router {
+    server::router(vec![once(backend)], options).unwrap()
 }
 
 /// Sends the same events whatever is asked.
@@ -222,7 +233,7 @@ pub async fn send(router: Router, request: Request<Body>) -> Answer {
 
 pub async fn ask(backend: Fake, fields: Value) -> Answer {
     send(
-        server::router(backend, ServeOptions::default()),
+        router(backend, ServeOptions::default()),
         post(&chat(fields)),
     )
     .await
