@@ -34,7 +34,8 @@ lint: setup
 test: lint build
 	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) \
 	  && client=$$(scripts/pip-target.sh tests/requirements.txt $(CACHE)) \
-	  && QBRIDGE_BIN=$(QBRIDGE) QBRIDGE_DEMO_BUNDLE="$$bundle" PYTHONPATH="$$client" \
+	  && node=$$(if command -v node >/dev/null && command -v npm >/dev/null; then scripts/npm-target.sh tests/node $(CACHE) | tail -n 1; fi) \
+	  && QBRIDGE_NODE_CLIENT="$$node" QBRIDGE_BIN=$(QBRIDGE) QBRIDGE_DEMO_BUNDLE="$$bundle" PYTHONPATH="$$client" \
 	     cargo test $(CARGO_FLAGS) --workspace
 	@if [ -n "$(QBRIDGE_WEIGHTS)" ]; then QBRIDGE_BIN=$(QBRIDGE) \
 	     cargo test $(CARGO_FLAGS) --workspace --test published -- --ignored --nocapture --test-threads 1; \

@@ -68,7 +68,7 @@ pub(crate) const CHAT: Operation = Operation {
     id: "createChatCompletion",
     summary: "Answer messages; with stream, by events that hold a ChatCompletionChunk each, and [DONE]",
     request: Some(&crate::tables::CHAT),
-    answers: &[(JSON, "ChatCompletion"), (EVENTS, "Events")],
+    answers: &[(JSON, "ChatCompletion"), (EVENTS, "ChatCompletionEvent")],
     failures: OF_ANSWERS,
     ..GET
 };
@@ -77,7 +77,7 @@ pub(crate) const TEXT: Operation = Operation {
     id: "createCompletion",
     summary: "Go on with a text; with stream, by events that hold a Completion each, and [DONE]",
     request: Some(&crate::tables::TEXT),
-    answers: &[(JSON, "Completion"), (EVENTS, "Events")],
+    answers: &[(JSON, "Completion"), (EVENTS, "CompletionEvent")],
     failures: OF_ANSWERS,
     ..GET
 };
@@ -121,7 +121,7 @@ pub(crate) const METRICS: Operation = Operation {
     path: "/metrics",
     id: "metrics",
     summary: "What the server has done, for Prometheus",
-    answers: &[("application/openmetrics-text", "Events")],
+    answers: &[("application/openmetrics-text", "Metrics")],
     failures: &[],
     ..GET
 };
@@ -322,6 +322,18 @@ fn answers() -> Map<String, Value> {
     for number in ["n_prompt_tokens", "n_ctx"] {
         error["properties"][number] = count.clone();
     }
+    // What stands behind `data:`; `event:` is what a client takes it for where there is none.
+    let event = |of: &str| {
+        let content = json!({
+            "contentMediaType": JSON,
+            "contentSchema": {"anyOf": [reference(of), reference("Failure")]},
+        });
+        let mut event = object(json!({
+            "data": {"type": "string", "anyOf": [constant("[DONE]"), content]},
+        }));
+        event["properties"]["event"] = constant("message");
+        event
+    };
     let logprobs = || nullable(reference("Logprobs"));
     let schemas = json!({
         "Failure": object(json!({"error": error})),
@@ -338,7 +350,9 @@ fn answers() -> Map<String, Value> {
         })),
         "Prompt": object(json!({"prompt": string})),
         "Document": {"type": "object"},
-        "Events": string,
+        "Metrics": string,
+        "ChatCompletionEvent": event("ChatCompletionChunk"),
+        "CompletionEvent": event("Completion"),
         "Usage": object(json!({
             "prompt_tokens": count,
             "completion_tokens": count,

@@ -155,6 +155,11 @@ impl Server {
         Self { process, url }
     }
 
+    /// The id of the process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Posts JSON to `path` under the API's root; status and body.
     ///
     /// # Panics
