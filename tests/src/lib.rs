@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 pub mod golden_model;
+pub mod hub;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
