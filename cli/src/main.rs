@@ -10,6 +10,8 @@ mod progress;
 
 use std::process::ExitCode;
 
+use tracing_subscriber::EnvFilter;
+
 use crate::args::{Command, LogFormat};
 
 fn main() -> ExitCode {
@@ -26,10 +28,7 @@ fn main() -> ExitCode {
         _ => ("warn", LogFormat::Text),
     };
     let log = tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("QBRIDGE_LOG")
-                .unwrap_or_else(|_| default_level.into()),
-        )
+        .with_env_filter(log_filter(default_level))
         .with_writer(server::log::lines(std::io::stderr))
         .with_ansi(false);
     match format {
@@ -41,6 +40,7 @@ fn main() -> ExitCode {
         Command::Caption(args) => commands::caption::run(args),
         Command::Encode(args) => commands::encode::run(args),
         Command::Convert(args) => commands::convert::run(args),
+        Command::Pull(args) => commands::pull::run(args),
         Command::Bundle(args) => commands::convert::run_bundle(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Serve(args) => commands::serve::run(args),
@@ -53,6 +53,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is logged. ureq, which fetches from hubs, writes whole requests to its
+/// trace, the token among them, and so has no say.
+fn log_filter(default_level: &str) -> EnvFilter {
+    let filter =
+        EnvFilter::try_from_env("QBRIDGE_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
+    ["ureq=error", "ureq_proto=error"]
+        .into_iter()
+        .filter_map(|directive| directive.parse().ok())
+        .fold(filter, EnvFilter::add_directive)
 }
 
 /// Whether the reader of our output went away, as `head` does.

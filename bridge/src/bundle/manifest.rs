@@ -72,8 +72,11 @@ pub struct Manifest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// Name of the checkpoint directory.
+    /// Name of the checkpoint directory, or of the hub's model.
     pub checkpoint: String,
+    /// The commit that the hub's model was at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// Name of the GGUF file.
     pub llm: String,
     /// The program and version that wrote the bundle.

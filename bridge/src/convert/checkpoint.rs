@@ -16,6 +16,19 @@ use crate::{Error, Result};
 
 const POSITIONS: &str = "vision_model.embeddings.position_embedding";
 
+/// Whether a tensor of a Hugging Face checkpoint belongs to vision, Q-Former or
+/// projection, by its name.
+pub fn is_vision_side(tensor: &str) -> bool {
+    [
+        "vision_model.",
+        "query_tokens",
+        "qformer.",
+        "language_projection.",
+    ]
+    .iter()
+    .any(|prefix| tensor.starts_with(prefix))
+}
+
 /// Everything that a checkpoint says of its model, but for the language
 /// model's weights.
 pub(super) struct Source {
@@ -157,23 +170,13 @@ impl Source {
     /// # Errors
     /// One is missing or has a shape that does not fit.
     pub fn weights(&self) -> Result<Vec<Weight<'_>>> {
-        const PREFIXES: [&str; 4] = [
-            "vision_model.",
-            "query_tokens",
-            "qformer.",
-            "language_projection.",
-        ];
         let checkpoint = match &self.tensors {
             Tensors::HuggingFace(checkpoint) => checkpoint,
             Tensors::Lavis(model) => return Ok(model.weights()?),
         };
         checkpoint
             .iter()
-            .filter(|tensor| {
-                PREFIXES
-                    .iter()
-                    .any(|prefix| tensor.name.starts_with(prefix))
-            })
+            .filter(|tensor| is_vision_side(tensor.name))
             .map(|tensor| {
                 let weight = Weight::from(tensor);
                 if weight.name == POSITIONS && weight.shape.get(1) != Some(&self.vision.positions())

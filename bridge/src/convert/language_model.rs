@@ -72,11 +72,11 @@ impl LlmSource {
         }))
     }
 
-    pub fn name(&self) -> String {
+    pub fn name(&self, source: &Source) -> String {
         match self {
             LlmSource::Gguf(path) => base_name(path),
             LlmSource::Weights(weights) => {
-                format!("{} {}", base_name(&weights.dir), weights.quant.name())
+                format!("{} {}", weights.name(source), weights.quant.name())
             }
         }
     }
@@ -107,7 +107,7 @@ impl LlmSource {
                     },
                     model_type: (model_type == "opt").then(|| model_type.to_owned()),
                     has_activation_scales: model_type == "opt",
-                    name: Some(base_name(&weights.dir)),
+                    name: Some(weights.name(source)),
                     n_embd: conversion.n_embd(),
                     n_vocab: conversion.n_vocab(),
                     file_size: conversion.output_bytes(),
@@ -130,6 +130,14 @@ impl LlmSource {
 }
 
 impl Weights {
+    /// The bridge's name, where the language model is in the same checkpoint.
+    fn name(&self, source: &Source) -> String {
+        match self.tensors {
+            Some(_) => base_name(&self.dir),
+            None => source.name.clone(),
+        }
+    }
+
     fn with<T>(&self, source: &Source, run: impl FnOnce(&LlmConversion) -> Result<T>) -> Result<T> {
         let missing = || Error::Convert {
             path: self.dir.clone(),
@@ -139,7 +147,7 @@ impl Weights {
             Some(tensors) => tensors,
             None => source.hugging_face_tensors().ok_or_else(missing)?,
         };
-        let (config_path, name) = (self.dir.join(CONFIG_FILE), base_name(&self.dir));
+        let (config_path, name) = (self.dir.join(CONFIG_FILE), self.name(source));
         let conversion = LlmConversion::new(
             LlmParts {
                 tensors,

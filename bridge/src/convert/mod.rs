@@ -20,6 +20,7 @@ use qformer::checkpoint::{Weight, WeightType, write_weights};
 use qformer::wordpiece::TOKENIZER_DIR;
 
 use self::checkpoint::Source;
+pub use self::checkpoint::is_vision_side;
 use self::language_model::LlmSource;
 pub use self::llm::LlmQuant;
 use self::pair::check_pair;
@@ -27,6 +28,27 @@ pub use self::source::{TensorInfo, TensorSource};
 use self::staging::Staging;
 use crate::bundle::{self, Bundle, FileEntry, Files, MANIFEST_FILE, Manifest, check_fit};
 use crate::{Error, Result};
+
+/// The files of a checkpoint directory that a conversion reads where they are
+/// there, beside the weights.
+pub const CHECKPOINT_FILES: [&str; 16] = [
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "qformer_tokenizer/tokenizer.json",
+    "qformer_tokenizer/vocab.txt",
+    "qformer_tokenizer/tokenizer_config.json",
+];
 
 const CREATED_BY: &str = concat!("qbridge ", env!("CARGO_PKG_VERSION"));
 
@@ -44,10 +66,21 @@ pub struct ConvertOptions {
     pub vision: Option<WeightType>,
     /// What the language model is quantized to; none where a GGUF is given.
     pub llm_quant: Option<LlmQuant>,
+    /// Where the checkpoint was fetched from, if it was.
+    pub origin: Option<Origin>,
     /// Side of the pictures that the model shall read, in pixels; the
     /// checkpoint's own where none is given. The ViT's positions are
     /// interpolated.
     pub image_size: Option<usize>,
+}
+
+/// A model of a hub, as the bundle's manifest names it.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// `OWNER/NAME`
+    pub model: String,
+    /// The commit that was fetched, in hex.
+    pub revision: String,
 }
 
 /// A conversion that can be run: its parts fit together.
@@ -79,7 +112,10 @@ impl Conversion {
                 path: out.to_owned(),
             });
         }
-        let source = Source::open(sources, options.image_size)?;
+        let mut source = Source::open(sources, options.image_size)?;
+        if let Some(origin) = &options.origin {
+            source.name.clone_from(&origin.model);
+        }
         let llm = LlmSource::open(llm, options.llm_quant, &source)?;
         let (info, llm_bytes) = llm.info(&source)?;
         check_pair(&source, &info, llm.path())?;
@@ -100,7 +136,8 @@ impl Conversion {
             generation: source.generation.clone(),
             source: bundle::Source {
                 checkpoint: source.name.clone(),
-                llm: llm.name(),
+                revision: options.origin.map(|origin| origin.revision),
+                llm: llm.name(&source),
                 created_by: CREATED_BY.to_owned(),
             },
             licenses: options.licenses,
@@ -214,7 +251,7 @@ impl Conversion {
         let mut lines = vec![
             CREATED_BY.to_owned(),
             format!("{:?} {:?}", self.vision, self.manifest.vision),
-            self.llm.name(),
+            self.llm.name(&self.source),
         ];
         let mut files = Vec::new();
         for path in self

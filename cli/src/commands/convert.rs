@@ -1,18 +1,39 @@
 //! `qbridge convert`, and `qbridge bundle` for parts that are ready: a bundle
 //! from a published checkpoint.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use bridge::convert::{Conversion, ConvertOptions, LlmQuant};
+use hub::ModelName;
 use prompts::Layout;
 
-use crate::args::{BundleArgs, ConvertArgs, NamingArgs};
+use super::pull;
+use crate::args::{BundleArgs, ConversionArgs, ConvertArgs, NamingArgs};
 use crate::progress;
 
 /// Runs `qbridge convert`; prints the bundle's directory.
 pub fn run(args: &ConvertArgs) -> Result<ExitCode> {
+    if let Some(model) = hub_model(&args.sources) {
+        return pull::pull(&model, &args.out, &args.hub, &args.conversion)
+            .context("not a file or directory here, so taken for a model of the hub");
+    }
+    let llm = args.conversion.llm.as_deref();
+    let options = conversion_options(&args.conversion)?;
+    convert(Conversion::plan(&args.sources, llm, &args.out, options)?)
+}
+
+/// The model of the hub that the sources name, where they are no paths.
+fn hub_model(sources: &[PathBuf]) -> Option<ModelName> {
+    match sources {
+        [source] if !source.exists() => source.to_str()?.parse().ok(),
+        _ => None,
+    }
+}
+
+/// What the arguments ask of a conversion, checked as far as they go alone.
+pub fn conversion_options(args: &ConversionArgs) -> Result<ConvertOptions> {
     let is_gguf = args.llm.as_ref().is_some_and(|llm| !llm.is_dir());
     if let (true, Some(quant)) = (is_gguf, args.llm_quant) {
         bail!(
@@ -20,18 +41,12 @@ pub fn run(args: &ConvertArgs) -> Result<ExitCode> {
             quant.name()
         );
     }
-    let options = ConvertOptions {
+    Ok(ConvertOptions {
         llm_quant: (!is_gguf).then(|| args.llm_quant.unwrap_or(LlmQuant::Q4KM)),
         vision: Some(args.vision),
         image_size: args.image_size.map(usize::from),
-        ..options(&args.naming)?
-    };
-    convert(Conversion::plan(
-        &args.sources,
-        args.llm.as_deref(),
-        &args.naming.out,
-        options,
-    )?)
+        ..naming_options(&args.naming)?
+    })
 }
 
 /// Runs `qbridge bundle`; prints the bundle's directory.
@@ -39,12 +54,13 @@ pub fn run_bundle(args: &BundleArgs) -> Result<ExitCode> {
     convert(Conversion::plan(
         std::slice::from_ref(&args.checkpoint),
         Some(&args.llm),
-        &args.naming.out,
-        options(&args.naming)?,
+        &args.out,
+        naming_options(&args.naming)?,
     )?)
 }
 
-fn convert(conversion: Conversion) -> Result<ExitCode> {
+/// Runs a conversion; prints the bundle's directory.
+pub fn convert(conversion: Conversion) -> Result<ExitCode> {
     let bar = progress::percent(conversion.bytes(), "converting");
     let bundle = conversion.run(&|n| bar.inc(n))?;
     bar.finish_and_clear();
@@ -52,7 +68,7 @@ fn convert(conversion: Conversion) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn options(args: &NamingArgs) -> Result<ConvertOptions> {
+fn naming_options(args: &NamingArgs) -> Result<ConvertOptions> {
     Ok(ConvertOptions {
         name: args.name.clone(),
         layout: args.layout.as_deref().map(layout).transpose()?,

@@ -5,6 +5,7 @@ pub mod caption;
 pub mod convert;
 pub mod encode;
 pub mod inspect;
+pub mod pull;
 pub mod serve;
 
 use anyhow::Result;
