@@ -88,6 +88,24 @@ class Checks:
         assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens, usage
         return answer
 
+    def text_alone(self):
+        answer = self.create(messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}])
+        assert answer.usage.prompt_tokens_details.image_tokens == 0
+        text = self.client.completions.create(model=self.model, prompt="Once upon a", max_tokens=4, temperature=0)
+        assert text.usage.completion_tokens == 4 and text.choices[0].text, text
+
+    def several_pictures(self):
+        part = ask(self.picture)[0]["content"][0]
+        content = [part, {"type": "text", "text": "and"}, part, {"type": "text", "text": QUESTION}]
+        answer = self.create(messages=[{"role": "user", "content": content}])
+        one = self.create().usage.prompt_tokens_details.image_tokens
+        assert answer.usage.prompt_tokens_details.image_tokens == 2 * one, answer.usage
+
+    def stream_that_is_left(self):
+        with self.create(stream=True, max_completion_tokens=500, extra_body={"min_tokens": 500}) as stream:
+            assert next(chunk for chunk in stream if chunk.choices[0].delta.content)
+        assert self.create().choices[0].message.content
+
     def stream_equals_whole_answer(self):
         whole = self.create()
         for include_usage in (False, True):
@@ -138,6 +156,8 @@ class Checks:
         self.refused(bad, "remote_image_unsupported", url, messages=ask("https://example.com/dog.png"))
         self.refused(bad, "invalid_image", url, messages=ask("data:image/png;base64,*"))
         self.refused(openai.NotFoundError, "model_not_found", "model", model="no-such-model")
+        large = ask("data:image/png;base64," + "A" * (28 << 20))
+        self.refused(openai.APIStatusError, "image_too_large", url, messages=large)
         # Known only once the picture is decoded or the prompt is tokenized: still no stream.
         for stream in (False, True):
             self.refused(bad, "invalid_image", url, messages=ask(data_uri(b"no picture")), stream=stream)
@@ -155,6 +175,9 @@ def main():
     for check in [
         checks.models,
         checks.whole_answer,
+        checks.text_alone,
+        checks.several_pictures,
+        checks.stream_that_is_left,
         checks.stream_equals_whole_answer,
         checks.conversation,
         checks.limits_and_stops,

@@ -31,16 +31,18 @@ fn python(script: &str) -> Command {
     command
 }
 
-/// A metric's value of the model.
-fn metric(server: &Server, name: &str) -> f64 {
+fn metrics(server: &Server) -> String {
     let url = server.url.replace("/v1", "/metrics");
     let mut text = String::new();
     let response = ureq::get(url).call().unwrap();
-    response
-        .into_body()
-        .into_reader()
-        .read_to_string(&mut text)
-        .unwrap();
+    let mut body = response.into_body().into_reader();
+    body.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// A metric's value of the model.
+fn metric(server: &Server, name: &str) -> f64 {
+    let text = metrics(server);
     let mut lines = text.lines().filter_map(|line| line.rsplit_once(' '));
     let key = match name.contains('{') {
         true => name.to_owned(),
@@ -250,4 +252,31 @@ fn a_server_that_was_killed_starts_again() {
         wait_for(&server, "qbridge_requests_running", 1.0);
     }
     assert_eq!(answers[0], answers[1]);
+}
+
+/// A panel of a metric that is gone shows nothing, and nobody is told.
+#[test]
+fn the_dashboard_knows_the_metrics_that_there_are() {
+    let server = Server::start(&demo_bundle(), &[]);
+    assert_eq!(
+        server
+            .post(
+                "/chat/completions",
+                &chat(&picture("dog.png"), "What is this?")
+            )
+            .0,
+        200
+    );
+    let metrics = metrics(&server);
+    let dashboard = std::fs::read_to_string(repository().join("docs/grafana.json")).unwrap();
+    let words = dashboard.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    let mut known = 0;
+    for name in words.filter(|word| word.starts_with("qbridge_")) {
+        assert!(
+            metrics.contains(&format!("\n{name}{{")) || metrics.contains(&format!("\n{name} ")),
+            "{name}"
+        );
+        known += 1;
+    }
+    assert!(known > 20);
 }
