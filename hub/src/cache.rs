@@ -9,6 +9,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::client::Client;
+use crate::file::part_of;
 use crate::listing::{Listing, RemoteFile};
 use crate::name::{ModelName, Revision, is_commit};
 use crate::tensors::{Plan, Shard};
@@ -355,12 +356,13 @@ impl Weights<'_> {
     /// The disk has no room, the hub breaks off more often than is tried or
     /// sends something else than it lists, or a file cannot be written.
     pub fn fetch(&self, progress: Progress) -> Result<PathBuf> {
-        let free =
-            fs4::available_space(&self.snapshot.dir).map_err(Error::io(&self.snapshot.dir))?;
-        if self.bytes() > free {
+        let home = &self.snapshot.dir;
+        let free = fs4::available_space(home).map_err(Error::io(home))?;
+        let needed = self.bytes().saturating_sub(self.bytes_of_parts());
+        if needed > free {
             return Err(Error::NoRoom {
-                dir: self.snapshot.dir.clone(),
-                needed: self.bytes(),
+                dir: home.clone(),
+                needed,
                 free,
             });
         }
@@ -372,6 +374,15 @@ impl Weights<'_> {
             plan.fetch(client, &self.snapshot.model, progress)?;
         }
         Ok(self.dir.clone())
+    }
+
+    /// Bytes that interrupted fetches have left.
+    fn bytes_of_parts(&self) -> u64 {
+        let names = self.files.iter().map(|file| file.path.as_str());
+        let plan = self.plan.iter().map(|_| SAFETENSORS);
+        let parts = names.chain(plan).map(|name| part_of(&self.dir.join(name)));
+        let sizes = parts.filter_map(|part| Some(std::fs::metadata(part).ok()?.len()));
+        sizes.sum()
     }
 
     /// Puts the files without weights beside some of the tensors.

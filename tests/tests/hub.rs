@@ -453,6 +453,27 @@ fn the_token_goes_to_the_hub_and_not_where_it_redirects() {
 }
 
 #[test]
+fn a_model_that_was_renamed_is_found() {
+    let (files, dir) = (model(), tempfile::tempdir().unwrap());
+    let hub = Hub::start(&files, |request, _, reply| {
+        match request.path.split_once("/old/name/") {
+            Some((start, rest)) => Reply::with(307, format!("location: {start}/{MODEL}/{rest}")),
+            None => reply,
+        }
+    });
+    let client = client_of(&hub, Some("hf_secret"));
+    let (old, main) = ("old/name".parse().unwrap(), "main".parse().unwrap());
+    let snapshot = Cache::new(dir.path())
+        .snapshot(Some(&client), &old, &main, &SMALL)
+        .unwrap();
+    let weights = snapshot.weights(Tensors::All).unwrap();
+    assert_whole(&weights.fetch(&|_| ()).unwrap(), &files);
+    for request in hub.asked("").iter().filter(|request| !request.is_cdn) {
+        assert_eq!(request.headers["authorization"], "Bearer hf_secret");
+    }
+}
+
+#[test]
 fn names_that_leave_the_directory_are_refused() {
     for name in [
         "../evil.safetensors",
