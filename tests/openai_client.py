@@ -7,6 +7,7 @@ Prints a line for each check; exits with 1 at the first that fails.
 """
 
 import base64
+import json
 import struct
 import sys
 import zlib
@@ -143,13 +144,49 @@ class Checks:
         same = {self.create(temperature=1, seed=7).choices[0].message.content for _ in range(2)}
         assert len(same) == 1, same
 
+    def choices_and_logprobs(self):
+        story = {"messages": [{"role": "user", "content": "Tell a story."}], "n": 3, "temperature": 1, "seed": 5}
+        first = self.create(**story, logprobs=True, top_logprobs=2)
+        again = self.create(**story)
+        texts = [choice.message.content for choice in first.choices]
+        assert texts == [choice.message.content for choice in again.choices], (first, again)
+        assert [choice.index for choice in first.choices] == [0, 1, 2] and len(set(texts)) > 1, texts
+        for choice in first.choices:
+            told = choice.logprobs.content
+            assert b"".join(bytes(token.bytes or []) for token in told).decode() == choice.message.content, choice
+            assert all(token.logprob <= 0 and len(token.top_logprobs) == 2 for token in told), told
+        with self.create(n=2, logprobs=True, stream=True) as stream:
+            pieces = [(chunk.choices[0].index, chunk.choices[0].logprobs) for chunk in stream]
+        assert {index for index, _ in pieces} == {0, 1} and any(told for _, told in pieces), pieces
+
+    def json_of_a_schema(self):
+        schema = {
+            "type": "object",
+            "properties": {"what": {"enum": ["animal", "fruit", "thing"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["what", "count"],
+            "additionalProperties": False,
+        }
+        form = {"type": "json_schema", "json_schema": {"name": "seen", "strict": True, "schema": schema}}
+        for temperature in (0, 1.5):
+            whole = self.create(response_format=form, temperature=temperature, seed=3, max_completion_tokens=60, n=2)
+            for choice in whole.choices:
+                assert choice.finish_reason == "stop", choice
+                seen = json.loads(choice.message.content)
+                assert seen.keys() == {"what", "count"} and seen["what"] in ("animal", "fruit", "thing"), seen
+        with self.create(response_format=form, max_completion_tokens=60, stream=True) as stream:
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        assert json.loads(text).keys() == {"what", "count"}, text
+
     def refusals(self):
         bad, url = openai.BadRequestError, "messages[0].content[0].image_url.url"
         self.refused(bad, "invalid_value", "temperature", temperature=3)
         self.refused(bad, "invalid_value", "messages", messages=[])
-        self.refused(bad, "unsupported_parameter", "n", n=2)
-        self.refused(bad, "unsupported_parameter", "logprobs", logprobs=True)
-        self.refused(bad, "unsupported_parameter", "response_format", response_format={"type": "json_object"})
+        self.refused(bad, "invalid_value", "n", n=100)
+        self.refused(bad, "invalid_value", "top_logprobs", top_logprobs=3)
+        self.refused(bad, "invalid_value", "logit_bias", logit_bias={"9999999": 1})
+        path = "response_format.json_schema.schema"
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "no such type"}}}
+        self.refused(bad, "invalid_value", path, response_format=form)
         tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
         self.refused(bad, "unsupported_parameter", "tools", tools=[tool])
         self.refused(bad, "unknown_parameter", "no_such_field", extra_body={"no_such_field": 1})
@@ -181,6 +218,8 @@ def main():
         checks.stream_equals_whole_answer,
         checks.conversation,
         checks.limits_and_stops,
+        checks.choices_and_logprobs,
+        checks.json_of_a_schema,
         checks.refusals,
         checks.answers_after_refusals,
     ]:

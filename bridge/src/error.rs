@@ -117,6 +117,28 @@ pub enum Error {
         /// Sequences of the engine.
         limit: usize,
     },
+    /// A request wants more answers than there can be.
+    #[error(
+        "n is {n}, and the engine computes {limit} sequences at once: ask for fewer answers or start it with more slots"
+    )]
+    TooManyChoices {
+        /// Answers of the request.
+        n: usize,
+        /// Sequences of the engine.
+        limit: usize,
+    },
+    /// A bias for a token that there is not.
+    #[error("logit_bias: {reason}")]
+    LogitBias {
+        /// The token and what is wrong.
+        reason: String,
+    },
+    /// A JSON Schema cannot be followed.
+    #[error("the JSON schema cannot be followed: {reason}")]
+    Schema {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No room in the queue; try again later.
     #[error("the queue is full ({limit} requests are waiting): try again later")]
     QueueFull {
@@ -176,9 +198,12 @@ impl Error {
             Error::ContextLengthExceeded { .. } => ErrorKind::ContextLengthExceeded,
             Error::QueueFull { .. } => ErrorKind::QueueFull,
             Error::QueueTimeout => ErrorKind::QueueTimeout,
-            Error::InvalidRequest { .. } | Error::TooManyBeams { .. } | Error::EmptyPrompt => {
-                ErrorKind::InvalidRequest
-            }
+            Error::InvalidRequest { .. }
+            | Error::TooManyBeams { .. }
+            | Error::TooManyChoices { .. }
+            | Error::LogitBias { .. }
+            | Error::Schema { .. }
+            | Error::EmptyPrompt => ErrorKind::InvalidRequest,
             Error::Prompt(error) if error.is_request() => ErrorKind::InvalidRequest,
             Error::Vision(qformer::Error::Image(error)) if error.is_too_large() => {
                 ErrorKind::ImageTooLarge

@@ -10,12 +10,17 @@ pub enum Event {
     /// A sampled token. `text` is what became readable with it, and is empty
     /// while a UTF-8 character or a possible stop string is still incomplete.
     Token {
+        /// Which of the answers it belongs to, from 0.
+        choice: usize,
         /// Token id in the language model's vocabulary.
         id: i32,
         /// Text to append to the answer.
         text: String,
+        /// Log-probabilities of the tokens that `text` completes, where they were
+        /// asked for. The token that ends an answer has none.
+        logprobs: Vec<TokenLogprobs>,
     },
-    /// The answer is complete; nothing follows.
+    /// An answer is complete; nothing of it follows, and after the last nothing.
     Done(Summary),
     /// The request failed; nothing follows. Comes first where the request
     /// itself is at fault (unreadable picture, prompt beyond the context).
@@ -32,9 +37,34 @@ pub enum FinishReason {
     Length,
 }
 
-/// What a finished request used and took.
+/// What the model made of one token: its own distribution, before biases, penalties,
+/// temperature and whatever else has a say in the draw.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token that was taken.
+    pub token: TokenLogprob,
+    /// The likeliest tokens, best first, as many as were asked for.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// A token and the logarithm of its probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// Token id.
+    pub id: i32,
+    /// The bytes it stands for, not always whole characters; none for control tokens.
+    pub bytes: Vec<u8>,
+    /// The same to read, with U+FFFD for what is no character; a control token's name.
+    pub text: String,
+    /// Natural logarithm of its probability; `-inf` where that is 0.
+    pub logprob: f32,
+}
+
+/// What a finished answer used and took.
 #[derive(Debug, Clone)]
 pub struct Summary {
+    /// Which of the answers this is, from 0.
+    pub choice: usize,
     /// Why generation ended.
     pub finish_reason: FinishReason,
     /// Rows and tokens.
@@ -44,9 +74,11 @@ pub struct Summary {
     /// Text held back for a stop string that did not come, or for a UTF-8
     /// character that stayed incomplete; belongs at the end of the answer.
     pub text: String,
+    /// Log-probabilities of tokens whose text was held back.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
-/// Rows of the prompt and tokens of the answer.
+/// Rows of the prompt and tokens of one answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
     /// All rows of the prompt: text tokens and soft-prompt rows.

@@ -1,11 +1,13 @@
 //! The GGUF language model: its weights and its vocabulary, without a context.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 
+use crate::constraint::{Constraint, Format, Grammars};
 pub use crate::gguf::GgufInfo;
 use crate::{Error, Result, llama};
 
@@ -41,6 +43,8 @@ pub struct LanguageModel {
     end_of_generation: Vec<i32>,
     strips_leading_space: bool,
     special_token_texts: Vec<String>,
+    /// Made for the first answer that needs it.
+    grammars: OnceLock<Grammars>,
 }
 
 impl LanguageModel {
@@ -119,6 +123,7 @@ impl LanguageModel {
             end_of_generation: Vec::new(),
             strips_leading_space: false,
             special_token_texts: Vec::new(),
+            grammars: OnceLock::new(),
         };
         model.end_of_generation = (0..i32::try_from(n_vocab).unwrap_or(i32::MAX))
             .filter(|&id| model.is_end_of_generation(id))
@@ -301,6 +306,21 @@ impl LanguageModel {
     /// SentencePiece tokenizers do: "▁Paris" decodes to "Paris".
     pub fn strips_leading_space(&self) -> bool {
         self.strips_leading_space
+    }
+
+    /// What holds an answer to a form. The first call takes some tens of
+    /// milliseconds, others what the schema takes.
+    ///
+    /// # Errors
+    /// [`Error::Schema`] for a schema that is too large, is none, or asks for what
+    /// the grammar cannot say; [`Error::InvalidRequest`] for a model whose vocabulary
+    /// has no end.
+    pub fn constraint(&self, format: &Format) -> Result<Constraint> {
+        if let Some(grammars) = self.grammars.get() {
+            return grammars.constraint(format);
+        }
+        let grammars = Grammars::new(self)?;
+        self.grammars.get_or_init(|| grammars).constraint(format)
     }
 
     fn find_special_token_texts(&self) -> Vec<String> {

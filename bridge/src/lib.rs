@@ -5,6 +5,7 @@
 //! [`model::Model`].
 
 pub mod bundle;
+pub mod constraint;
 pub mod convert;
 pub mod engine;
 mod error;

@@ -9,6 +9,7 @@ use prompts::{ChatTemplate, Message, Segment, check_images};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::bundle::{Bundle, MINIGPT4, Manifest};
+use crate::constraint::Format;
 use crate::engine::{Activity, CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequence};
 use crate::event::Event;
 use crate::image_encoder::ImageEncoder;
@@ -93,6 +94,14 @@ pub struct Request {
     pub sampling: Sampling,
     /// Strings that end the answer, beside the layout's own.
     pub stop: Vec<String>,
+    /// Added to the logits of tokens: ids and values from -100 to 100.
+    pub logit_bias: Vec<(i32, f32)>,
+    /// With each token the logarithm of its probability and this many of the likeliest,
+    /// at most 20. Not with beams.
+    pub top_logprobs: Option<usize>,
+    /// The form that the answer must have. The layout's own stop strings and stop ids do
+    /// not count then: the form says where the answer ends. Not with beams.
+    pub format: Option<Format>,
     /// Whether what requests that began alike computed is used, and this one's kept.
     pub cache_prompt: bool,
 }
@@ -106,6 +115,9 @@ impl Request {
             max_tokens: None,
             sampling,
             stop: Vec::new(),
+            logit_bias: Vec::new(),
+            top_logprobs: None,
+            format: None,
             cache_prompt: true,
         }
     }
@@ -223,6 +235,11 @@ impl Model {
     pub fn submit(&self, request: Request) -> Result<Receiver<Event>> {
         // Before the pictures are encoded in vain.
         self.engine.check_sampling(&request.sampling)?;
+        self.engine.check_logit_bias(&request.logit_bias)?;
+        let constraint = match &request.format {
+            Some(format) => Some(self.language_model.constraint(format)?),
+            None => None,
+        };
         let segments = self.render(&request)?;
         let instructions = self.instructions(&request);
         let pieces = tokenize(segments, &self.language_model)?;
@@ -237,7 +254,10 @@ impl Model {
             });
         }
         let defaults = &self.manifest.generation;
-        let mut stop = self.manifest.prompt.stop().to_vec();
+        let mut stop = match constraint {
+            Some(_) => Vec::new(),
+            None => self.manifest.prompt.stop().to_vec(),
+        };
         stop.extend(request.stop);
         let (events, receiver) = channel(EVENT_CAPACITY);
         let mut sequence = Sequence {
@@ -246,6 +266,9 @@ impl Model {
             sampling: request.sampling,
             // MiniGPT-4 gives `generate` embeddings alone, which knows no prompt then.
             penalize_prompt: self.manifest.family != MINIGPT4,
+            logit_bias: request.logit_bias,
+            top_logprobs: request.top_logprobs,
+            constraint,
             stop_ids: self.manifest.prompt.stop_ids().to_vec(),
             stop,
             cache_prompt: request.cache_prompt,

@@ -13,7 +13,7 @@ use crate::backend::Activity;
 /// Each metric: whether it only grows, its name, what it says, and where it is.
 type Entry = (bool, &'static str, &'static str, fn(&Activity) -> u64);
 
-const METRICS: [Entry; 12] = [
+const METRICS: [Entry; 14] = [
     (false, "requests_running", "Requests that generate", |of| {
         of.engine.active as u64
     }),
@@ -34,6 +34,18 @@ const METRICS: [Entry; 12] = [
         "engine_prompt_rows",
         "Rows of prompts that it computed",
         |of| of.engine.prompt_rows,
+    ),
+    (
+        true,
+        "engine_reused_rows",
+        "Rows of prompts that were in the KV cache already",
+        |of| of.engine.reused_rows,
+    ),
+    (
+        false,
+        "engine_kept_sequences",
+        "Finished sequences that are kept in the KV cache",
+        |of| of.engine.kept_sequences,
     ),
     (
         true,

@@ -8,7 +8,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use bridge::event::Event;
+use bridge::event::{Event, Summary, Usage};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -17,7 +17,7 @@ use crate::extract::json_body;
 use crate::fields::as_string;
 use crate::metrics::Metrics;
 use crate::request::{AnswerRequest, Kind, body_fields};
-use crate::response::Head;
+use crate::response::{Choice, Head};
 use crate::stream;
 use crate::{App, Backend, Error, Result, ServeOptions};
 
@@ -30,6 +30,9 @@ pub(crate) struct Answer {
     deadline: Deadline,
     started: Instant,
     last_event: Option<Instant>,
+    /// Choices that are not complete, and the tokens of those that are.
+    running: usize,
+    completion_tokens: usize,
     /// The model's own name.
     name: String,
     metrics: Arc<Metrics>,
@@ -75,8 +78,14 @@ impl Answer {
                         self.metrics.next_token(&self.name, now - before);
                     }
                     (Event::Done(summary), _) => {
-                        self.metrics
-                            .answered(&self.name, summary, now - self.started);
+                        self.running = self.running.saturating_sub(1);
+                        self.completion_tokens += summary.usage.completion_tokens;
+                        if self.running == 0 {
+                            let usage = self.usage(summary);
+                            let took = now - self.started;
+                            self.metrics
+                                .answered(&self.name, usage, summary.timings, took);
+                        }
                     }
                     (Event::Error(_), _) => {}
                 }
@@ -90,6 +99,19 @@ impl Answer {
                 stage: self.deadline.stage,
                 seconds: self.deadline.after.as_secs(),
             }),
+        }
+    }
+
+    /// Whether all choices are complete.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.running == 0
+    }
+
+    /// What all choices that are complete used, `summary` one of them.
+    pub(crate) fn usage(&self, summary: &Summary) -> Usage {
+        Usage {
+            completion_tokens: self.completion_tokens,
+            ..summary.usage
         }
     }
 
@@ -143,10 +165,12 @@ async fn answer<B: Backend>(
         images,
         stream,
         include_usage,
+        logprobs,
     } = asked;
+    let n = request.sampling.n;
     let (prompt_param, image_param) = (kind.prompt_param(), images.param());
     request.images = images.load(&app.options).await?;
-    let head = Head::new(kind, &name);
+    let head = Head::new(kind, &name, logprobs);
     let first_token = Deadline::new("the first token", app.options.first_token_timeout);
     let mut answer = blocking(move || {
         let events = model
@@ -159,6 +183,8 @@ async fn answer<B: Backend>(
             deadline: first_token.earlier(whole_request),
             started,
             last_event: None,
+            running: n,
+            completion_tokens: 0,
             name,
             metrics: app.metrics.clone(),
             _model: model,
@@ -173,9 +199,9 @@ async fn answer<B: Backend>(
     };
     answer.deadline = whole_request;
     if stream {
-        return Ok(stream::respond(head, answer, first, include_usage));
+        return Ok(stream::respond(head, answer, first, n, include_usage));
     }
-    whole(&head, answer, first).await
+    whole(&head, answer, first, n).await
 }
 
 pub(crate) async fn read_body(request: Request, options: &ServeOptions) -> Result<Bytes> {
@@ -196,15 +222,32 @@ pub(crate) async fn blocking<T: Send + 'static>(
     })?
 }
 
-async fn whole(head: &Head, mut answer: Answer, first: Event) -> Result<Response> {
-    let mut text = String::new();
+async fn whole(head: &Head, mut answer: Answer, first: Event, n: usize) -> Result<Response> {
+    let mut choices = vec![Choice::default(); n];
     let mut event = first;
     loop {
         match event {
-            Event::Token { text: piece, .. } => text.push_str(&piece),
+            Event::Token {
+                choice,
+                text,
+                logprobs,
+                ..
+            } => {
+                if let Some(choice) = choices.get_mut(choice) {
+                    choice.text.push_str(&text);
+                    choice.logprobs.extend(logprobs);
+                }
+            }
             Event::Done(summary) => {
-                text.push_str(&summary.text);
-                return Ok(Json(head.completion(&text, &summary)).into_response());
+                if let Some(choice) = choices.get_mut(summary.choice) {
+                    choice.text.push_str(&summary.text);
+                    choice.logprobs.extend_from_slice(&summary.logprobs);
+                    choice.finish_reason = Some(summary.finish_reason);
+                }
+                if answer.is_complete() {
+                    let usage = answer.usage(&summary);
+                    return Ok(Json(head.completion(&choices, usage)).into_response());
+                }
             }
             Event::Error(error) => return Err(answer.model_error(&error)),
         }

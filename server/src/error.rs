@@ -257,6 +257,21 @@ impl Error {
                 format!("must be at most {limit}, the sequences that this server computes at once"),
             );
         }
+        match error {
+            bridge::Error::TooManyChoices { limit, .. } => {
+                return Error::invalid(
+                    "n",
+                    format!(
+                        "must be at most {limit}, the sequences that this server computes at once"
+                    ),
+                );
+            }
+            bridge::Error::LogitBias { reason } => return Error::invalid("logit_bias", reason),
+            bridge::Error::Schema { reason } => {
+                return Error::invalid("response_format.json_schema.schema", reason);
+            }
+            _ => {}
+        }
         let param = image_param.to_owned();
         match error.kind() {
             ErrorKind::InvalidRequest | ErrorKind::ContextLengthExceeded => {

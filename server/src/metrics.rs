@@ -9,7 +9,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use bridge::event::Summary;
+use bridge::event::{Timings, Usage};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
@@ -161,8 +161,7 @@ impl Metrics {
     }
 
     /// A request's answer is complete: the numbers, and a line of the log.
-    pub(crate) fn answered(&self, model: &str, summary: &Summary, after: Duration) {
-        let (usage, timings) = (summary.usage, summary.timings);
+    pub(crate) fn answered(&self, model: &str, usage: Usage, timings: Timings, after: Duration) {
         let labels = ModelLabels::of(model);
         for (counter, number) in [
             (&self.prompt_tokens, usage.prompt_tokens),

@@ -357,7 +357,7 @@ fn answers() -> Map<String, Value> {
             "prompt_tokens": count,
             "completion_tokens": count,
             "total_tokens": count,
-            "prompt_tokens_details": object(json!({"image_tokens": count})),
+            "prompt_tokens_details": object(json!({"cached_tokens": count, "image_tokens": count})),
         })),
         "Logprobs": {"type": "object"},
         "ChatCompletion": with_usage(

@@ -1,5 +1,6 @@
 //! Bodies of requests for answers: every field is honoured, known to be harmless, or refused by name.
 
+use bridge::constraint::Format;
 use bridge::engine::Sampling;
 use bridge::model::{Prompt, Request};
 use serde_json::Value;
@@ -8,7 +9,9 @@ use crate::content;
 use crate::fields::{Fields, as_list, as_string, expected};
 use crate::images::Images;
 use crate::schema::Object;
-use crate::tables::{CHAT, HARMLESS, MAX_STOPS, RESPONSE_FORMAT, STREAM_OPTIONS, TEXT};
+use crate::tables::{
+    CHAT, HARMLESS, JSON_SCHEMA, MAX_STOPS, RESPONSE_FORMAT, STREAM_OPTIONS, TEXT,
+};
 use crate::{Error, Result, ServeOptions};
 
 /// What is asked for: a message after messages, or text after text.
@@ -49,6 +52,8 @@ pub(crate) struct AnswerRequest {
     pub(crate) stream: bool,
     /// Whether a stream ends with its usage.
     pub(crate) include_usage: bool,
+    /// Whether the log-probabilities of tokens are told.
+    pub(crate) logprobs: bool,
 }
 
 impl AnswerRequest {
@@ -67,7 +72,31 @@ impl AnswerRequest {
         for harmless in HARMLESS {
             fields.take(harmless.name);
         }
-        let sampling = self::sampling(&mut fields, sampling)?;
+        let top_logprobs = match kind {
+            Kind::Chat => top_logprobs(&mut fields)?,
+            Kind::Text => size(fields.integer("logprobs")?),
+        };
+        let format = match kind {
+            Kind::Chat => format(&mut fields)?,
+            Kind::Text => None,
+        };
+        let names_num_beams = fields.contains_value("num_beams");
+        let mut sampling = self::sampling(&mut fields, sampling)?;
+        for (name, is_asked) in [
+            ("logprobs", top_logprobs.is_some()),
+            ("response_format", format.is_some()),
+        ] {
+            if is_asked && names_num_beams && sampling.num_beams > 1 {
+                return Err(Error::unsupported(name, "not with num_beams"));
+            }
+            if is_asked {
+                sampling.num_beams = 1;
+            }
+        }
+        if kind == Kind::Text {
+            best_of(&mut fields, sampling.n)?;
+        }
+        let logit_bias = logit_bias(&mut fields)?;
         let max_tokens = max_tokens(&mut fields)?;
         let stop = stop(&mut fields)?;
         let stream = fields.boolean("stream")?.unwrap_or(false);
@@ -86,12 +115,16 @@ impl AnswerRequest {
             request: Request {
                 max_tokens,
                 stop,
+                logit_bias,
+                top_logprobs,
+                format,
                 cache_prompt,
                 ..Request::new(prompt, sampling)
             },
             images,
             stream,
             include_usage,
+            logprobs: top_logprobs.is_some(),
         })
     }
 }
@@ -140,14 +173,108 @@ fn refuse_unsupported_of_text(fields: &mut Fields) -> Result<()> {
             "text is put behind the prompt alone",
         ));
     }
-    if fields.take("best_of").is_some_and(|n| n != 1) {
-        return Err(Error::unsupported("best_of", "there is one choice"));
+    Ok(())
+}
+
+/// More answers than are told are not made.
+fn best_of(fields: &mut Fields, n: usize) -> Result<()> {
+    match size(fields.integer("best_of")?) {
+        Some(best_of) if best_of != n => {
+            Err(Error::unsupported("best_of", "must be n: all are told"))
+        }
+        _ => Ok(()),
     }
-    if fields.take("logprobs").is_some() {
-        return Err(Error::unsupported("logprobs", "there are no logprobs yet"));
+}
+
+/// How many of the likeliest tokens a chat wants to be told with each, if any.
+fn top_logprobs(fields: &mut Fields) -> Result<Option<usize>> {
+    let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
+    match (logprobs, size(fields.integer("top_logprobs")?)) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None) => Ok(None),
+        (false, Some(_)) => Err(Error::invalid(
+            "top_logprobs",
+            "is allowed only with logprobs: true",
+        )),
     }
-    refuse_asking(fields, "logit_bias", "tokens cannot be biased yet")?;
-    refuse_choices(fields)
+}
+
+/// The form that the answer must have, if any.
+fn format(fields: &mut Fields) -> Result<Option<Format>> {
+    let Some(format) = fields.take("response_format") else {
+        return Ok(None);
+    };
+    let mut format = Fields::of(format, "response_format", &RESPONSE_FORMAT)?;
+    let kind = as_string(format.required("type")?, "response_format.type")?;
+    match kind.as_str() {
+        "text" => format.finish().map(|()| None),
+        "json_object" => format.finish().map(|()| Some(Format::JsonObject)),
+        "json_schema" => {
+            let path = format.path("json_schema");
+            let schema = Fields::of(format.required("json_schema")?, &path, &JSON_SCHEMA)?;
+            format.finish()?;
+            json_schema(schema).map(Some)
+        }
+        _ => Err(Error::invalid(
+            "response_format.type",
+            "must be text, json_object or json_schema",
+        )),
+    }
+}
+
+fn json_schema(mut fields: Fields) -> Result<Format> {
+    let path = fields.path("name");
+    let name = as_string(fields.required("name")?, &path)?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(is_plain) {
+        return Err(Error::invalid(
+            path,
+            "must be 1 to 64 letters, digits, _ and -",
+        ));
+    }
+    // What it says of itself is for readers, and it is followed strictly in any case.
+    fields.string("description")?;
+    fields.boolean("strict")?;
+    let path = fields.path("schema");
+    let schema = match fields.required("schema")? {
+        schema @ Value::Object(_) => schema,
+        other => return Err(Error::invalid(path, expected("an object", &other))),
+    };
+    fields.finish()?;
+    Ok(Format::JsonSchema(schema))
+}
+
+/// `logit_bias`: token ids as names of numbers.
+fn logit_bias(fields: &mut Fields) -> Result<Vec<(i32, f32)>> {
+    let biases = match fields.take("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(biases)) => biases,
+        // Some clients write an empty map as a list.
+        Some(Value::Array(list)) if list.is_empty() => return Ok(Vec::new()),
+        Some(other) => {
+            return Err(Error::invalid(
+                "logit_bias",
+                expected("a map of token ids to numbers", &other),
+            ));
+        }
+    };
+    let bias = |(id, bias): (String, Value)| {
+        let id: Option<i32> = id.parse().ok().filter(|&id| id >= 0);
+        let bias = bias.as_f64().filter(|bias| bias.abs() <= 100.0);
+        id.zip(bias.map(|bias| bias as f32))
+    };
+    let biases: Option<Vec<_>> = biases.into_iter().map(bias).collect();
+    biases.ok_or_else(|| {
+        Error::invalid(
+            "logit_bias",
+            "must map token ids to numbers from -100 to 100",
+        )
+    })
+}
+
+/// A number of things, from a field whose table lets nothing below 0 in.
+fn size(number: Option<i64>) -> Option<usize> {
+    number.map(|number| usize::try_from(number).unwrap_or(usize::MAX))
 }
 
 /// A list or map that is not supported, unless it is empty.
@@ -160,23 +287,11 @@ fn refuse_asking(fields: &mut Fields, name: &str, reason: &str) -> Result<()> {
     }
 }
 
-fn refuse_choices(fields: &mut Fields) -> Result<()> {
-    match fields.take("n") {
-        None => Ok(()),
-        Some(n) if n == 1 => Ok(()),
-        Some(_) => Err(Error::unsupported(
-            "n",
-            "there is one choice; send the request again for another",
-        )),
-    }
-}
-
 /// Fields that would change the answer and are not supported, unless their value asks for nothing.
 fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
     for (name, reason) in [
         ("tools", "this model calls no tools"),
         ("functions", "this model calls no functions"),
-        ("logit_bias", "tokens cannot be biased yet"),
     ] {
         refuse_asking(fields, name, reason)?;
     }
@@ -198,27 +313,6 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
         }
     }
     fields.boolean("parallel_tool_calls")?;
-    if fields.boolean("logprobs")? == Some(true) {
-        return Err(Error::unsupported("logprobs", "there are no logprobs yet"));
-    }
-    if fields.take("top_logprobs").is_some() {
-        return Err(Error::unsupported(
-            "top_logprobs",
-            "there are no logprobs yet",
-        ));
-    }
-    refuse_choices(fields)?;
-    if let Some(format) = fields.take("response_format") {
-        let mut format = Fields::of(format, "response_format", &RESPONSE_FORMAT)?;
-        let kind = as_string(format.required("type")?, "response_format.type")?;
-        if kind != "text" {
-            return Err(Error::unsupported(
-                "response_format",
-                "the one type is text",
-            ));
-        }
-        format.finish()?;
-    }
     if let Some(modalities) = fields.take("modalities") {
         let modalities = as_list(modalities, "modalities")?;
         if modalities.iter().any(|modality| modality != "text") {
@@ -273,6 +367,15 @@ fn sampling(fields: &mut Fields, defaults: Sampling) -> Result<Sampling> {
         sampling.num_beams = usize::try_from(num_beams).unwrap_or(1);
     }
     sampling.prefer_named(names_temperature, num_beams.is_some());
+    if let Some(n) = size(fields.integer("n")?) {
+        sampling.n = n;
+    }
+    if sampling.num_beams > 1 && sampling.n > sampling.num_beams {
+        return Err(Error::invalid(
+            "n",
+            format!("must be at most num_beams, {}", sampling.num_beams),
+        ));
+    }
     if sampling.num_beams > 1 {
         for (name, value) in [
             ("temperature", sampling.temperature),

@@ -1,9 +1,12 @@
 //! Answers and their pieces as OpenAI writes them.
 
-use bridge::event::{FinishReason, Summary};
-use serde_json::{Value, json};
+use bridge::event::{FinishReason, Summary, TokenLogprob, TokenLogprobs, Usage};
+use serde_json::{Map, Value, json};
 
 use crate::request::Kind;
+
+/// OpenAI's way to say "as good as impossible", since JSON has no infinity.
+const LEAST_LOGPROB: f32 = -9999.0;
 
 /// What all pieces of one answer have in common.
 #[derive(Debug, Clone)]
@@ -12,10 +15,20 @@ pub(crate) struct Head {
     created: u64,
     model: String,
     kind: Kind,
+    /// Whether log-probabilities are told.
+    logprobs: bool,
+}
+
+/// One of the answers to a prompt.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Choice {
+    pub(crate) text: String,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+    pub(crate) finish_reason: Option<FinishReason>,
 }
 
 impl Head {
-    pub(crate) fn new(kind: Kind, model: &str) -> Head {
+    pub(crate) fn new(kind: Kind, model: &str, logprobs: bool) -> Head {
         let prefix = match kind {
             Kind::Chat => "chatcmpl",
             Kind::Text => "cmpl",
@@ -25,93 +38,165 @@ impl Head {
             created: crate::unix_seconds(),
             model: model.to_owned(),
             kind,
+            logprobs,
         }
     }
 
     /// A whole answer.
-    pub(crate) fn completion(&self, text: &str, summary: &Summary) -> Value {
-        let (object, said) = match self.kind {
-            Kind::Chat => {
-                let message = json!({"role": "assistant", "content": text, "refusal": null});
-                ("chat.completion", ("message", message))
-            }
-            Kind::Text => ("text_completion", ("text", json!(text))),
+    pub(crate) fn completion(&self, choices: &[Choice], usage: Usage) -> Value {
+        let object = match self.kind {
+            Kind::Chat => "chat.completion",
+            Kind::Text => "text_completion",
         };
-        let mut answer = self.object(object, said, Some(finish_reason(summary)));
-        answer["usage"] = usage(summary);
+        let choices = choices.iter().enumerate().map(|(index, choice)| {
+            let text = &choice.text;
+            let said = match self.kind {
+                Kind::Chat => {
+                    json!({"message": {"role": "assistant", "content": text, "refusal": null}})
+                }
+                Kind::Text => json!({ "text": text }),
+            };
+            let logprobs = self.logprobs(&choice.logprobs, &mut 0);
+            self.choice(index, said, logprobs, choice.finish_reason)
+        });
+        let mut answer = self.object(object, choices.collect());
+        answer["usage"] = self::usage(usage);
         answer
     }
 
-    /// The piece before the first; a text has none.
-    pub(crate) fn opening(&self) -> Option<Value> {
+    /// The piece before the first of a choice; a text has none.
+    pub(crate) fn opening(&self, choice: usize) -> Option<Value> {
         let delta = json!({"role": "assistant", "content": ""});
-        (self.kind == Kind::Chat).then(|| self.chunk(delta, None))
+        let said = json!({ "delta": delta });
+        (self.kind == Kind::Chat).then(|| self.chunk(self.choice(choice, said, Value::Null, None)))
     }
 
-    /// A piece of an answer.
-    pub(crate) fn piece(&self, text: &str) -> Value {
-        match self.kind {
-            Kind::Chat => self.chunk(json!({ "content": text }), None),
-            Kind::Text => self.object("text_completion", ("text", json!(text)), None),
-        }
+    /// A piece of a choice. `offset` counts the characters of its tokens.
+    pub(crate) fn piece(
+        &self,
+        choice: usize,
+        text: &str,
+        logprobs: &[TokenLogprobs],
+        offset: &mut usize,
+    ) -> Value {
+        let said = match self.kind {
+            Kind::Chat => json!({"delta": {"content": text}}),
+            Kind::Text => json!({ "text": text }),
+        };
+        let logprobs = match logprobs {
+            [] => Value::Null,
+            logprobs => self.logprobs(logprobs, offset),
+        };
+        self.chunk(self.choice(choice, said, logprobs, None))
     }
 
-    /// The piece that says why the answer ends.
+    /// The piece that says why a choice ends.
     pub(crate) fn ending(&self, summary: &Summary) -> Value {
-        let reason = Some(finish_reason(summary));
-        match self.kind {
-            Kind::Chat => self.chunk(json!({}), reason),
-            Kind::Text => self.object("text_completion", ("text", json!("")), reason),
-        }
-    }
-
-    fn chunk(&self, delta: Value, finish_reason: Option<&str>) -> Value {
-        self.object("chat.completion.chunk", ("delta", delta), finish_reason)
-    }
-
-    fn object(&self, object: &str, said: (&str, Value), finish_reason: Option<&str>) -> Value {
-        let (name, said) = said;
-        json!({
-            "id": self.id,
-            "object": object,
-            "created": self.created,
-            "model": self.model,
-            "choices": [{
-                "index": 0,
-                name: said,
-                "logprobs": null,
-                "finish_reason": finish_reason,
-            }],
-        })
+        let said = match self.kind {
+            Kind::Chat => json!({"delta": {}}),
+            Kind::Text => json!({"text": ""}),
+        };
+        let reason = Some(summary.finish_reason);
+        self.chunk(self.choice(summary.choice, said, Value::Null, reason))
     }
 
     /// The piece that holds the usage.
-    pub(crate) fn usage_chunk(&self, summary: &Summary) -> Value {
-        let object = match self.kind {
+    pub(crate) fn usage_chunk(&self, usage: Usage) -> Value {
+        let mut chunk = self.object(self.chunk_object(), Vec::new());
+        chunk["usage"] = self::usage(usage);
+        chunk
+    }
+
+    fn chunk_object(&self) -> &'static str {
+        match self.kind {
             Kind::Chat => "chat.completion.chunk",
             Kind::Text => "text_completion",
+        }
+    }
+
+    fn chunk(&self, choice: Value) -> Value {
+        self.object(self.chunk_object(), vec![choice])
+    }
+
+    fn choice(
+        &self,
+        index: usize,
+        mut said: Value,
+        logprobs: Value,
+        finish_reason: Option<FinishReason>,
+    ) -> Value {
+        said["index"] = json!(index);
+        said["logprobs"] = logprobs;
+        said["finish_reason"] = match finish_reason {
+            Some(FinishReason::Stop) => json!("stop"),
+            Some(FinishReason::Length) => json!("length"),
+            None => Value::Null,
         };
+        said
+    }
+
+    fn object(&self, object: &str, choices: Vec<Value>) -> Value {
         json!({
             "id": self.id,
             "object": object,
             "created": self.created,
             "model": self.model,
-            "choices": [],
-            "usage": usage(summary),
+            "choices": choices,
         })
+    }
+
+    /// The log-probabilities of tokens, the first of which stands at character `offset`.
+    fn logprobs(&self, tokens: &[TokenLogprobs], offset: &mut usize) -> Value {
+        match self.kind {
+            _ if !self.logprobs => Value::Null,
+            Kind::Chat => {
+                let content: Vec<Value> = tokens
+                    .iter()
+                    .map(|of| {
+                        let mut token = token(&of.token);
+                        token["top_logprobs"] = of.top.iter().map(self::token).collect();
+                        token
+                    })
+                    .collect();
+                json!({"content": content, "refusal": null})
+            }
+            Kind::Text => {
+                let text = |of: &TokenLogprob| of.text.clone();
+                let offsets: Vec<usize> = tokens
+                    .iter()
+                    .map(|of| {
+                        let start = *offset;
+                        *offset += of.token.text.chars().count();
+                        start
+                    })
+                    .collect();
+                let top = |of: &TokenLogprobs| {
+                    let top = of.top.iter();
+                    let top = top.map(|of| (text(of), json!(of.logprob.max(LEAST_LOGPROB))));
+                    top.collect::<Map<String, Value>>()
+                };
+                json!({
+                    "tokens": tokens.iter().map(|of| text(&of.token)).collect::<Vec<_>>(),
+                    "token_logprobs": tokens.iter().map(|of| of.token.logprob.max(LEAST_LOGPROB)).collect::<Vec<_>>(),
+                    "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+                    "text_offset": offsets,
+                })
+            }
+        }
     }
 }
 
-fn finish_reason(summary: &Summary) -> &'static str {
-    match summary.finish_reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-    }
+/// A token; a control token stands for no bytes.
+fn token(of: &TokenLogprob) -> Value {
+    json!({
+        "token": of.text,
+        "bytes": (!of.bytes.is_empty()).then_some(&of.bytes),
+        "logprob": of.logprob.max(LEAST_LOGPROB),
+    })
 }
 
 /// Pictures count with the rows they take in the prompt.
-fn usage(summary: &Summary) -> Value {
-    let usage = summary.usage;
+fn usage(usage: Usage) -> Value {
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -45,6 +45,8 @@ pub(crate) enum Type {
     Number(f64, f64),
     /// Lowest and highest.
     Integer(i64, i64),
+    /// A map of names to these.
+    Map(&'static Type),
     /// Of so many items, at least and at most.
     List(&'static Type, usize, usize),
     Object(&'static Object),
@@ -171,6 +173,9 @@ impl Type {
             Type::Number(low, high) => json!({"type": "number", "minimum": low, "maximum": high}),
             Type::Integer(low, high) => {
                 json!({"type": "integer", "minimum": low, "maximum": high})
+            }
+            Type::Map(of) => {
+                json!({"type": "object", "additionalProperties": of.schema(named)})
             }
             Type::List(of, min, max) => {
                 let mut schema = json!({"type": "array", "items": of.schema(named)});

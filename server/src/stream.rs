@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use bridge::event::{Event, Summary};
+use bridge::event::{Event, Summary, TokenLogprobs};
 use serde_json::Value;
 
 use crate::Error;
@@ -21,21 +21,32 @@ struct Stream {
     head: Head,
     answer: Answer,
     include_usage: bool,
+    /// Characters of each choice's tokens so far.
+    offsets: Vec<usize>,
     pending: VecDeque<String>,
     ended: bool,
 }
 
 /// Streams an answer whose first event has come and is no error.
-pub(crate) fn respond(head: Head, answer: Answer, first: Event, include_usage: bool) -> Response {
+pub(crate) fn respond(
+    head: Head,
+    answer: Answer,
+    first: Event,
+    n: usize,
+    include_usage: bool,
+) -> Response {
     let mut stream = Stream {
         head,
         answer,
         include_usage,
+        offsets: vec![0; n],
         pending: VecDeque::new(),
         ended: false,
     };
-    if let Some(opening) = stream.head.opening() {
-        stream.push_chunk(opening);
+    for choice in 0..n {
+        if let Some(opening) = stream.head.opening(choice) {
+            stream.push_chunk(opening);
+        }
     }
     stream.push(Ok(first));
     let events = futures_util::stream::unfold(stream, |mut stream| async move {
@@ -65,7 +76,12 @@ impl Stream {
 
     fn push(&mut self, event: Result<Event, Error>) {
         match event {
-            Ok(Event::Token { text, .. }) => self.push_text(&text),
+            Ok(Event::Token {
+                choice,
+                text,
+                logprobs,
+                ..
+            }) => self.push_text(choice, &text, &logprobs),
             Ok(Event::Done(summary)) => self.finish(&summary),
             Ok(Event::Error(error)) => {
                 let error = self.answer.model_error(&error);
@@ -75,9 +91,13 @@ impl Stream {
         }
     }
 
-    fn push_text(&mut self, text: &str) {
-        if !text.is_empty() {
-            self.push_chunk(self.head.piece(text));
+    fn push_text(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobs]) {
+        if text.is_empty() && logprobs.is_empty() {
+            return;
+        }
+        if let Some(offset) = self.offsets.get_mut(choice) {
+            let piece = self.head.piece(choice, text, logprobs, offset);
+            self.push_chunk(piece);
         }
     }
 
@@ -89,11 +109,15 @@ impl Stream {
     }
 
     fn finish(&mut self, summary: &Summary) {
-        self.push_text(&summary.text);
+        self.push_text(summary.choice, &summary.text, &summary.logprobs);
         self.push_chunk(self.head.ending(summary));
+        if !self.answer.is_complete() {
+            return;
+        }
         if self.include_usage {
+            let usage = self.answer.usage(summary);
             self.pending
-                .push_back(self.head.usage_chunk(summary).to_string());
+                .push_back(self.head.usage_chunk(usage).to_string());
         }
         self.end();
     }

@@ -1,7 +1,7 @@
 //! The bodies of requests, field by field.
 
 use crate::schema::Type::{
-    Any, Boolean, Choice, Either, False, Formatted, Integer, List, Null, Number, Object as Of,
+    Any, Boolean, Choice, Either, False, Formatted, Integer, List, Map, Null, Number, Object as Of,
     String, Text,
 };
 use crate::schema::{EMPTY, Field, Object, Type, optional, required};
@@ -122,8 +122,16 @@ const ANSWER: &[Field] = &[
         Of(&STREAM_OPTIONS),
         "Allowed only with stream.",
     ),
-    optional("n", Integer(1, 1), "One choice is made."),
-    optional("logit_bias", EMPTY, "Tokens cannot be biased yet."),
+    optional(
+        "n",
+        Integer(1, 128),
+        "Answers to choose from, at most the sequences that the server computes at once; with num_beams the best.",
+    ),
+    optional(
+        "logit_bias",
+        Map(&Number(-100.0, 100.0)),
+        "Token ids, and what to add to their logits before anything else.",
+    ),
 ];
 
 /// `stream_options`
@@ -156,8 +164,16 @@ pub(crate) const CHAT: Object = Object {
         )],
         ANSWER,
         &[
-            optional("logprobs", False, "There are none yet."),
-            optional("top_logprobs", Null, "There are none yet."),
+            optional(
+                "logprobs",
+                Boolean,
+                "Tell the logarithm of each token's probability; not with num_beams.",
+            ),
+            optional(
+                "top_logprobs",
+                Integer(0, 20),
+                "Tell those of so many of the likeliest tokens too; only with logprobs.",
+            ),
             optional(
                 "response_format",
                 Of(&RESPONSE_FORMAT),
@@ -188,8 +204,39 @@ pub(crate) const CHAT: Object = Object {
 /// `response_format`
 pub(crate) const RESPONSE_FORMAT: Object = Object {
     name: "ResponseFormat",
-    about: "The form of an answer.",
-    fields: &[&[required("type", Choice(&["text"]), "Any text.")]],
+    about: "The form of an answer; not with num_beams.",
+    fields: &[&[
+        required(
+            "type",
+            Choice(&["text", "json_object", "json_schema"]),
+            "Any text, any JSON object, or JSON that a schema describes.",
+        ),
+        optional(
+            "json_schema",
+            Of(&JSON_SCHEMA),
+            "The schema, of a form that has one.",
+        ),
+    ]],
+};
+
+/// `response_format.json_schema`
+pub(crate) const JSON_SCHEMA: Object = Object {
+    name: "JsonSchema",
+    about: "A JSON Schema for the answer.",
+    fields: &[&[
+        required(
+            "name",
+            Text,
+            "What it is called; says nothing to the model.",
+        ),
+        optional("description", String, "Says nothing to the model."),
+        required(
+            "schema",
+            Map(&Any),
+            "The schema: at most 64 KiB, nested 32 deep.",
+        ),
+        optional("strict", Boolean, "Followed to the letter either way."),
+    ]],
 };
 
 /// `POST /v1/completions`
@@ -210,8 +257,12 @@ pub(crate) const TEXT: Object = Object {
                 Choice(&[""]),
                 "Text is put behind the prompt alone.",
             ),
-            optional("best_of", Integer(1, 1), "One choice is made."),
-            optional("logprobs", Null, "There are none yet."),
+            optional("best_of", Integer(1, 128), "Must be n: all are told."),
+            optional(
+                "logprobs",
+                Integer(0, 5),
+                "Tell the logarithm of each token's probability, and those of so many of the likeliest; not with num_beams.",
+            ),
         ],
         HARMLESS,
     ],

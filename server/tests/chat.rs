@@ -4,10 +4,12 @@
 
 mod common;
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use axum::body::Body;
-use bridge::event::{Event, FinishReason};
+use bridge::constraint::Format;
+use bridge::event::{Event, FinishReason, Summary, TokenLogprob, TokenLogprobs};
 use bridge::model::Prompt;
 use common::*;
 use prompts::{Message, Part, Role};
@@ -65,6 +67,182 @@ async fn a_stream_with_usage() {
         .map(settled)
         .collect();
     insta::assert_json_snapshot!("stream with usage", events);
+}
+
+/// "A", and a token that begins a character and is not whole text.
+fn with_logprobs() -> Vec<Event> {
+    let of = |id, bytes: &[u8], logprob| TokenLogprob {
+        id,
+        bytes: bytes.to_vec(),
+        text: String::from_utf8_lossy(bytes).into_owned(),
+        logprob,
+    };
+    let told = |token: TokenLogprob, top| TokenLogprobs { token, top };
+    let first = told(
+        of(7, b"A", -0.5),
+        vec![of(7, b"A", -0.5), of(8, b"B", -1.5)],
+    );
+    let last = told(of(9, b"\xe2", f32::NEG_INFINITY), vec![]);
+    let Event::Done(summary) = done("\u{fffd}", FinishReason::Length) else {
+        panic!()
+    };
+    vec![
+        Event::Token {
+            choice: 0,
+            id: 7,
+            text: "A".into(),
+            logprobs: vec![first],
+        },
+        Event::Done(Summary {
+            logprobs: vec![last],
+            ..summary
+        }),
+    ]
+}
+
+#[tokio::test]
+async fn logprobs_have_openais_shapes() {
+    let content = json!([
+        {"token": "A", "bytes": [65], "logprob": -0.5, "top_logprobs": [
+            {"token": "A", "bytes": [65], "logprob": -0.5},
+            {"token": "B", "bytes": [66], "logprob": -1.5},
+        ]},
+        {"token": "\u{fffd}", "bytes": [226], "logprob": -9999.0, "top_logprobs": []},
+    ]);
+    let asked = json!({"logprobs": true, "top_logprobs": 2});
+    let whole = ask(script(with_logprobs), asked.clone()).await.json();
+    let expected = json!({"content": content, "refusal": null});
+    assert_eq!(whole["choices"][0]["logprobs"], expected);
+    let mut asked = asked;
+    asked["stream"] = json!(true);
+    let events = ask(script(with_logprobs), asked).await.events();
+    let told: Vec<&Value> = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array())
+        .flatten()
+        .collect();
+    assert_eq!(json!(told), content);
+    // Nobody asked.
+    let whole = ask(script(with_logprobs), json!({})).await.json();
+    assert_eq!(whole["choices"][0]["logprobs"], Value::Null);
+
+    let text = json!({"model": "demo", "prompt": "a", "logprobs": 2});
+    let router = router(script(with_logprobs), ServeOptions::default());
+    let whole = send(router, request("POST", "/v1/completions", text.to_string())).await;
+    assert_eq!(
+        whole.json()["choices"][0]["logprobs"],
+        json!({
+            "tokens": ["A", "\u{fffd}"],
+            "token_logprobs": [-0.5, -9999.0],
+            "top_logprobs": [{"A": -0.5, "B": -1.5}, {}],
+            "text_offset": [0, 1],
+        })
+    );
+}
+
+#[tokio::test]
+async fn choices_are_told_apart() {
+    let whole = ask(script(dog), json!({"n": 3})).await.json();
+    let choices = whole["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    for (n, choice) in choices.iter().enumerate() {
+        assert_eq!(choice["index"], n);
+        assert_eq!(choice["message"]["content"], "A dog.");
+        assert_eq!(choice["finish_reason"], "stop");
+    }
+    // The prompt once, the tokens of all.
+    assert_eq!(whole["usage"]["prompt_tokens"], 45);
+    assert_eq!(whole["usage"]["completion_tokens"], 12);
+    assert_eq!(whole["usage"]["total_tokens"], 57);
+    let options = json!({"n": 2, "stream": true, "stream_options": {"include_usage": true}});
+    let events = ask(script(dog), options).await.events();
+    for n in 0..2 {
+        let of_choice: Vec<&Value> = events
+            .iter()
+            .map(|event| &event["choices"][0])
+            .filter(|choice| choice["index"] == n)
+            .collect();
+        assert_eq!(of_choice[0]["delta"]["role"], "assistant");
+        let text = of_choice
+            .iter()
+            .filter_map(|c| c["delta"]["content"].as_str());
+        assert_eq!(text.collect::<String>(), "A dog.");
+        let ends = of_choice.iter().filter(|c| !c["finish_reason"].is_null());
+        assert_eq!(ends.count(), 1);
+    }
+    let usage: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["usage"].is_object())
+        .collect();
+    assert_eq!(usage.len(), 1);
+    assert_eq!(usage[0]["usage"]["completion_tokens"], 8);
+    assert_eq!(events.last(), Some(&json!("[DONE]")));
+}
+
+#[tokio::test]
+async fn forms_biases_and_logprobs_are_passed_on() {
+    let (backend, seen) = recorder();
+    let router = router(backend, ServeOptions::default());
+    let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+    for body in [
+        json!({"logit_bias": {"7": -100, "9": 0.5}, "logprobs": true, "top_logprobs": 4, "cache_prompt": false}),
+        json!({"response_format": {"type": "json_object"}, "logprobs": true}),
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a-1", "strict": true, "schema": schema}}}),
+        json!({"response_format": {"type": "text"}}),
+    ] {
+        let answer = send(router.clone(), post(&chat(body))).await;
+        assert_eq!(answer.status, 200, "{}", answer.json());
+    }
+    let seen = seen.lock().unwrap();
+    let mut bias = seen[0].logit_bias.clone();
+    bias.sort_by_key(|&(id, _)| id);
+    assert_eq!(bias, [(7, -100.0), (9, 0.5)]);
+    assert_eq!(
+        (seen[0].top_logprobs, seen[0].cache_prompt),
+        (Some(4), false)
+    );
+    assert_eq!(seen[1].format, Some(Format::JsonObject));
+    assert_eq!(
+        (seen[1].top_logprobs, seen[1].cache_prompt),
+        (Some(0), true)
+    );
+    assert_eq!(seen[2].format, Some(Format::JsonSchema(schema)));
+    assert_eq!((&seen[3].format, seen[3].top_logprobs), (&None, None));
+}
+
+#[tokio::test]
+async fn what_only_the_model_knows_is_blamed_on_its_field() {
+    let refusals = [
+        (bridge::Error::TooManyChoices { n: 9, limit: 4 }, "n"),
+        (
+            bridge::Error::TooManyBeams {
+                num_beams: 9,
+                limit: 4,
+            },
+            "num_beams",
+        ),
+        (
+            bridge::Error::LogitBias {
+                reason: "token 9".into(),
+            },
+            "logit_bias",
+        ),
+        (
+            bridge::Error::Schema {
+                reason: "no type".into(),
+            },
+            "response_format.json_schema.schema",
+        ),
+    ];
+    for (error, param) in refusals {
+        let error = Mutex::new(Some(error));
+        let backend = fake(move |_| Err(error.lock().unwrap().take().unwrap()));
+        let answer = ask(backend, json!({})).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.param()),
+            (400, json!(param))
+        );
+    }
 }
 
 #[tokio::test]
@@ -239,7 +417,7 @@ async fn requests_have_ids() {
         send(router.clone(), request).await.headers["x-request-id"],
         "mine"
     );
-    let answer = send(router.clone(), post(&chat(json!({"n": 2})))).await;
+    let answer = send(router.clone(), post(&chat(json!({"n": 0})))).await;
     assert_eq!(answer.status, 400);
     assert_eq!(answer.headers["x-request-id"].len(), 36);
 }

@@ -109,13 +109,18 @@ async fn what_a_text_cannot_have_is_refused_by_name() {
         (json!({"echo": true}), "unsupported_parameter", "echo"),
         (json!({"suffix": "end"}), "unsupported_parameter", "suffix"),
         (json!({"best_of": 2}), "unsupported_parameter", "best_of"),
-        (json!({"logprobs": 0}), "unsupported_parameter", "logprobs"),
+        (json!({"logprobs": 6}), "invalid_value", "logprobs"),
         (
-            json!({"logit_bias": {"1": 1}}),
-            "unsupported_parameter",
+            json!({"logit_bias": {"1": 101}}),
+            "invalid_value",
             "logit_bias",
         ),
-        (json!({"n": 2}), "unsupported_parameter", "n"),
+        (json!({"n": 0}), "invalid_value", "n"),
+        (
+            json!({"response_format": {"type": "text"}}),
+            "unknown_parameter",
+            "response_format",
+        ),
         (json!({"messages": []}), "unknown_parameter", "messages"),
         (json!({"temperature": 3}), "invalid_value", "temperature"),
     ] {
@@ -200,7 +205,7 @@ async fn what_was_done_is_counted() {
     for body in [
         chat(json!({})),
         chat(json!({"stream": true})),
-        chat(json!({"n": 9})),
+        chat(json!({"n": 0})),
     ] {
         send(router.clone(), post(&body)).await;
     }

@@ -95,6 +95,7 @@ fn values(document: &Value, schema: &Value) -> (Vec<Value>, Vec<Value>) {
         }
         Some("object") => match schema["properties"].as_object() {
             Some(properties) if properties.is_empty() => (vec![json!({})], vec![json!({"a": 1})]),
+            None => (vec![json!({})], vec![json!("a"), json!([1])]),
             _ => (
                 vec![smallest(document, schema)],
                 vec![json!("a"), json!([1])],
@@ -191,6 +192,14 @@ fn places() -> Vec<(&'static str, &'static str, Place)> {
             "/v1/chat/completions",
             Box::new(|format| chat(json!({"response_format": format}))),
         ),
+        (
+            "JsonSchema",
+            "/v1/chat/completions",
+            Box::new(|schema| {
+                let format = json!({"type": "json_schema", "json_schema": schema});
+                chat(json!({"response_format": format}))
+            }),
+        ),
     ]
 }
 
@@ -200,6 +209,14 @@ fn with_company(object: &str, name: &str, value: &Value, mut fields: Value) -> V
     match (object, name) {
         (_, "stream_options") => fields["stream"] = json!(true),
         (_, "num_beams") => fields["temperature"] = json!(0),
+        (_, "top_logprobs") => fields["logprobs"] = json!(true),
+        (_, "best_of") if value == 128 => fields["n"] = value.clone(),
+        ("ResponseFormat", "type") if value == "json_schema" => {
+            fields["json_schema"] = json!({"name": "a", "schema": {}});
+        }
+        ("ResponseFormat", "json_schema") if !value.is_null() => {
+            fields["type"] = json!("json_schema");
+        }
         ("Message", "content") if value.is_null() => fields["role"] = json!("assistant"),
         ("ContentPart", "type") if value == "image_url" => {
             fields["text"] = json!(null);

@@ -28,7 +28,7 @@ fn openais_own_client_finds_nothing_amiss() {
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     assert!(output.status.success(), "{out}{err}");
     let checks = out.lines().filter(|line| line.starts_with("ok ")).count();
-    assert_eq!(checks, 10, "{out}");
+    assert_eq!(checks, 12, "{out}");
 }
 
 #[test]

@@ -6,25 +6,29 @@
 //! were admitted, oldest first, until `n_batch` rows are reached. A longer prompt
 //! goes on in the next step, and the others generate meanwhile.
 //!
-//! A beam search is one request with several sequences: its prompt is computed once
-//! and the sequences share its KV cells. An encoder-decoder (T5) has a context for
+//! A beam search, or several answers to one prompt, is one request with several
+//! sequences: its prompt is computed once and the sequences share its KV cells. An encoder-decoder (T5) has a context for
 //! each request in flight, since a context holds one encoder's result only.
 //!
 //! - `worker`: the thread and its steps
 //! - `lane`: a context and its sequences
 //! - [`cells`]: which rows are in the KV cache, and who shares them
 //! - `slot`: one admitted request, from its prompt to its last token
+//! - `answer`: one of its answers, from tokens to text
 //! - `outbox`: events on their way to a reader who may be slow
 //! - [`sampling`]: from logits to a token
-//! - `rules`: what is forbidden or discouraged before that
+//! - `rules`: what is forbidden, discouraged or favoured before that
+//! - [`logprobs`]: what the model made of a token
 //! - [`beam`]: beam search over log-probabilities
 //! - [`detokenize`]: from the bytes of tokens to text
 //! - [`stop`]: stop strings over token boundaries
 
+mod answer;
 pub mod beam;
 pub mod cells;
 pub mod detokenize;
 mod lane;
+pub mod logprobs;
 mod outbox;
 mod rules;
 pub mod sampling;
@@ -48,16 +52,26 @@ use cells::RowKey;
 use lane::Lanes;
 use sha2::{Digest, Sha256};
 
+use crate::constraint::Constraint;
 use crate::event::{Event, Timings};
 use crate::language_model::LanguageModel;
 use crate::llama::MAX_SEQUENCES;
 use crate::{Error, Result};
 
+/// Most biases of a request: each costs a little for every token.
+pub const MAX_LOGIT_BIASES: usize = 1024;
+
+/// Largest bias either way.
+pub const MAX_LOGIT_BIAS: f32 = 100.0;
+
+/// Most of the likeliest tokens to be told with each.
+pub const MAX_TOP_LOGPROBS: usize = 20;
+
 /// Sizes of an [`Engine`].
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
     /// Sequences that are computed at once, 1 to 256. A request takes one, or one
-    /// for each of its beams.
+    /// for each of its answers or beams.
     pub slots: usize,
     /// Rows that one sequence may hold, prompt and answer together. Lowered to what
     /// the model was trained for.
@@ -68,7 +82,7 @@ pub struct EngineOptions {
     pub n_ctx: usize,
     /// Whole sequences of `n_ctx` rows that the KV cache has room for; `slots` where
     /// none is given. A request waits until the rows that it may need are free: its
-    /// prompt, once for all beams, and `max_tokens` for each beam. So beams do with
+    /// prompt, once for all its answers, and `max_tokens` for each. So beams do with
     /// fewer. Not for an encoder-decoder, whose requests bring their own cache.
     pub cache_sequences: Option<usize>,
     /// Sequences beside the slots that are kept when they have finished, so that
@@ -146,6 +160,15 @@ pub struct Sequence {
     /// Whether the repetition penalty counts the tokens of the prompt, beside those of
     /// the answer.
     pub penalize_prompt: bool,
+    /// Added to the logits of tokens (with beams: to their log-probabilities) before
+    /// anything else: ids and values from -100 to 100.
+    pub logit_bias: Vec<(i32, f32)>,
+    /// With each token the logarithm of its probability and this many of the likeliest,
+    /// at most 20. Not with beams.
+    pub top_logprobs: Option<usize>,
+    /// The form that each answer must have. It says where one ends, so `stop_ids` do
+    /// not count then. Not with beams.
+    pub constraint: Option<Constraint>,
     /// Tokens that end the answer, besides the model's own end-of-generation tokens.
     pub stop_ids: Vec<i32>,
     /// Texts that end the answer and are not part of it.
@@ -159,8 +182,8 @@ pub struct Sequence {
     /// next step; a full channel pauses it, and it alone.
     ///
     /// One [`Event::Token`] comes for each sampled token, the one that ends the
-    /// answer included, then [`Event::Done`], or [`Event::Error`] at any time. Beams
-    /// are compared to the last, so theirs come together at the end.
+    /// answer included, then [`Event::Done`] for each answer, or [`Event::Error`] at
+    /// any time. Beams are compared to the last, so theirs come together at the end.
     pub events: mpsc::Sender<Event>,
     /// When it is too late to begin: who still waits for a slot then is told
     /// [`Error::QueueTimeout`].
@@ -177,6 +200,9 @@ impl Sequence {
             max_tokens: None,
             sampling: Sampling::default(),
             penalize_prompt: true,
+            logit_bias: Vec::new(),
+            top_logprobs: None,
+            constraint: None,
             stop_ids: Vec::new(),
             stop: Vec::new(),
             ignore_eos: false,
@@ -201,7 +227,7 @@ impl Sequence {
 pub struct Activity {
     /// Requests that hold a slot.
     pub active: usize,
-    /// Sequences that they hold: one each, or one for each beam.
+    /// Sequences that they hold: one each, or one for each answer or beam.
     pub sequences: usize,
     /// Requests that wait for a slot.
     pub waiting: usize,
@@ -301,7 +327,9 @@ impl Engine {
     /// [`Error::InvalidRequest`] for an empty prompt, a token outside the
     /// vocabulary, an embedding that is not whole rows of finite numbers, sampling
     /// values out of range, or `max_tokens` of 0;
-    /// [`Error::TooManyBeams`] for more beams than the engine has sequences;
+    /// [`Error::LogitBias`] for a bias out of range or for a token that there is not;
+    /// [`Error::TooManyBeams`] and [`Error::TooManyChoices`] for more beams or answers
+    /// than the engine has sequences;
     /// [`Error::ContextLengthExceeded`] when the prompt leaves no room for an answer;
     /// [`Error::QueueFull`] when as many sequences wait as may;
     /// [`Error::Stopped`] when the thread has ended.
@@ -341,8 +369,8 @@ impl Engine {
     /// Refuses sampling values that [`Engine::submit`] would refuse.
     ///
     /// # Errors
-    /// [`Error::InvalidRequest`] for values out of range, [`Error::TooManyBeams`] for
-    /// more beams than the engine has sequences.
+    /// [`Error::InvalidRequest`] for values out of range, [`Error::TooManyBeams`] and
+    /// [`Error::TooManyChoices`] for more than the engine has sequences.
     pub fn check_sampling(&self, sampling: &Sampling) -> Result<()> {
         sampling.validate()?;
         if sampling.num_beams > self.options.slots {
@@ -350,6 +378,41 @@ impl Engine {
                 num_beams: sampling.num_beams,
                 limit: self.options.slots,
             });
+        }
+        if sampling.n > self.options.slots {
+            return Err(Error::TooManyChoices {
+                n: sampling.n,
+                limit: self.options.slots,
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses biases that [`Engine::submit`] would refuse.
+    ///
+    /// # Errors
+    /// [`Error::LogitBias`] for too many, one out of range, or one for a token that is
+    /// not in the vocabulary.
+    pub fn check_logit_bias(&self, logit_bias: &[(i32, f32)]) -> Result<()> {
+        let refused = |reason: String| Err(Error::LogitBias { reason });
+        if logit_bias.len() > MAX_LOGIT_BIASES {
+            return refused(format!(
+                "{} biases, {MAX_LOGIT_BIASES} are the most",
+                logit_bias.len()
+            ));
+        }
+        for &(id, bias) in logit_bias {
+            if !self.model.contains(id) {
+                return refused(format!(
+                    "token {id} is not in the vocabulary of {}",
+                    self.model.n_vocab()
+                ));
+            }
+            if !(-MAX_LOGIT_BIAS..=MAX_LOGIT_BIAS).contains(&bias) {
+                return refused(format!(
+                    "{bias} for token {id}, it must be from -100 to 100"
+                ));
+            }
         }
         Ok(())
     }
@@ -394,7 +457,16 @@ impl Engine {
             return invalid("max_tokens is 0, it must be at least 1".to_owned());
         }
         self.check_sampling(&sequence.sampling)?;
-        let num_beams = sequence.sampling.num_beams;
+        self.check_logit_bias(&sequence.logit_bias)?;
+        if sequence.top_logprobs > Some(MAX_TOP_LOGPROBS) {
+            return invalid(format!("at most {MAX_TOP_LOGPROBS} top_logprobs"));
+        }
+        if sequence.sampling.num_beams > 1
+            && (sequence.top_logprobs.is_some() || sequence.constraint.is_some())
+        {
+            return invalid("beams tell no logprobs and follow no form".to_owned());
+        }
+        let sequences = sequence.sampling.sequences();
         let too_long = Error::ContextLengthExceeded {
             n_prompt_tokens: n_prompt,
             n_ctx: self.options.n_ctx,
@@ -412,7 +484,7 @@ impl Engine {
         };
         let mut room = self.options.n_ctx - n_rows;
         if !self.model.is_encoder_decoder() {
-            room = room.min((self.options.n_cells() - n_rows) / num_beams);
+            room = room.min((self.options.n_cells() - n_rows) / sequences);
         }
         if room == 0 {
             return Err(too_long);
@@ -422,8 +494,8 @@ impl Engine {
             n_prompt,
             n_image,
             max_tokens,
-            sequences: num_beams,
-            cells: n_rows + num_beams * max_tokens,
+            sequences,
+            cells: n_rows + sequences * max_tokens,
         })
     }
 }
@@ -474,7 +546,7 @@ struct Need {
     n_image: usize,
     /// Most tokens of the answer.
     max_tokens: usize,
-    /// Sequences, one for each beam.
+    /// Sequences, one for each answer or beam.
     sequences: usize,
     /// KV cells at most.
     cells: usize,

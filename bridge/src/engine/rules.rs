@@ -1,9 +1,13 @@
-//! What a request forbids or discourages, applied to a row of scores.
+//! What a request forbids, discourages or favours, applied to a row of scores.
+
+use crate::constraint::Allowed;
 
 /// Changes to a row of scores, be they logits or log-probabilities, as the logits
-/// processors of transformers make them, in their order.
+/// processors of transformers make them, in their order; a bias comes before all.
 #[derive(Debug, Default)]
 pub struct Rules {
+    /// Added to the scores of tokens.
+    pub logit_bias: Vec<(i32, f32)>,
     /// Divides the positive scores of tokens that the prompt or the answer holds
     /// and multiplies the negative ones; 1 is off.
     pub repetition_penalty: f32,
@@ -19,11 +23,17 @@ impl Rules {
     /// Whether [`Rules::apply`] changes the scores of what follows `n_tokens`
     /// tokens of an answer.
     pub fn apply_after(&self, n_tokens: usize) -> bool {
-        self.repetition_penalty != 1.0 || n_tokens < self.min_tokens
+        self.repetition_penalty != 1.0 || n_tokens < self.min_tokens || !self.logit_bias.is_empty()
     }
 
-    /// Changes the scores `[n_vocab]` of what follows the tokens `answer`.
-    pub fn apply(&self, answer: &[i32], scores: &mut [f32]) {
+    /// Changes the scores `[n_vocab]` of what follows the tokens `answer`, where only
+    /// what is `allowed` may. An answer that must end may do so before `min_tokens`.
+    pub fn apply(&self, answer: &[i32], allowed: Option<&Allowed>, scores: &mut [f32]) {
+        for &(id, bias) in &self.logit_bias {
+            if let Some(score) = score(scores, id) {
+                *score += bias;
+            }
+        }
         if self.repetition_penalty != 1.0 {
             let mut seen: Vec<i32> = self.prompt_ids.iter().chain(answer).copied().collect();
             seen.sort_unstable();
@@ -38,12 +48,15 @@ impl Rules {
                 }
             }
         }
-        if answer.len() < self.min_tokens {
+        if answer.len() < self.min_tokens && !allowed.is_some_and(Allowed::must_end) {
             for &id in &self.ends {
                 if let Some(score) = score(scores, id) {
                     *score = f32::NEG_INFINITY;
                 }
             }
+        }
+        if let Some(allowed) = allowed {
+            allowed.apply(&self.ends, scores);
         }
     }
 }
@@ -64,8 +77,22 @@ mod tests {
             ..Rules::default()
         };
         let mut scores = [4.0, -4.0, 3.0, -3.0, 1.0];
-        rules.apply(&[3, 3, 1], &mut scores);
+        rules.apply(&[3, 3, 1], None, &mut scores);
         assert_eq!(scores, [2.0, -8.0, 3.0, -6.0, 1.0]);
+    }
+
+    #[test]
+    fn a_bias_is_added_before_the_penalty() {
+        let rules = Rules {
+            repetition_penalty: 2.0,
+            prompt_ids: vec![0],
+            logit_bias: vec![(0, -2.0), (2, 100.0), (99, 1.0)],
+            ..Rules::default()
+        };
+        let mut scores = [1.0, 1.0, 1.0];
+        assert!(rules.apply_after(0));
+        rules.apply(&[], None, &mut scores);
+        assert_eq!(scores, [-2.0, 1.0, 101.0]);
     }
 
     #[test]
@@ -83,7 +110,7 @@ mod tests {
         ] {
             let mut scores = [1.0; 3];
             assert_eq!(rules.apply_after(answer.len()), answer.len() < 2);
-            rules.apply(&answer, &mut scores);
+            rules.apply(&answer, None, &mut scores);
             assert_eq!(scores, expected);
         }
     }

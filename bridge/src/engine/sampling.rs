@@ -40,6 +40,9 @@ pub struct Sampling {
     pub seed: Option<u64>,
     /// Tokens of an answer before an end-of-generation token or a stop id may come.
     pub min_tokens: usize,
+    /// Answers to one prompt, each drawn by itself; with beams the best, as many as
+    /// there are beams at most. Each takes one of the engine's sequences.
+    pub n: usize,
     /// Beams of a beam search; 1 is none. More need `temperature` 0, frequency and
     /// presence penalties of 0, and as many of the engine's sequences.
     pub num_beams: usize,
@@ -62,6 +65,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             seed: None,
             min_tokens: 0,
+            n: 1,
             num_beams: 1,
             length_penalty: 1.0,
         }
@@ -87,6 +91,13 @@ impl Sampling {
             format!("frequency_penalty is {}", self.frequency_penalty)
         } else if !self.presence_penalty.is_finite() {
             format!("presence_penalty is {}", self.presence_penalty)
+        } else if self.n == 0 {
+            "n is 0, it must be at least 1".to_owned()
+        } else if self.num_beams > 1 && self.n > self.num_beams {
+            format!(
+                "n is {}, it must be at most num_beams, {}",
+                self.n, self.num_beams
+            )
         } else if self.num_beams == 0 {
             "num_beams is 0, it must be at least 1".to_owned()
         } else if !self.length_penalty.is_finite() {
@@ -116,6 +127,11 @@ impl Sampling {
             (false, true) if self.num_beams > 1 => self.temperature = 0.0,
             _ => {}
         }
+    }
+
+    /// The engine's sequences that a request takes.
+    pub(super) fn sequences(&self) -> usize {
+        self.n.max(self.num_beams)
     }
 
     fn penalizes(&self) -> bool {
@@ -157,6 +173,12 @@ pub struct Sampler {
 impl Sampler {
     /// For a sequence over a vocabulary of `n_vocab` tokens.
     pub fn new(sampling: &Sampling, n_vocab: usize) -> Self {
+        Self::of_choice(sampling, 0, n_vocab)
+    }
+
+    /// Like [`Sampler::new`], for one of several answers to a prompt. The first draws
+    /// as a single one would, the others by seeds of their own that follow from its.
+    pub fn of_choice(sampling: &Sampling, choice: usize, n_vocab: usize) -> Self {
         let penalizes = sampling.penalizes();
         let mut steps = Vec::new();
         if penalizes {
@@ -184,7 +206,9 @@ impl Sampler {
                 steps.push(LlamaSampler::temp(sampling.temperature));
             }
             steps.push(LlamaSampler::dist(
-                sampling.seed.map_or(RANDOM_SEED, fold_seed),
+                sampling
+                    .seed
+                    .map_or(RANDOM_SEED, |seed| fold_seed(seed_of(seed, choice))),
             ));
         } else if penalizes {
             steps.push(LlamaSampler::greedy());
@@ -224,6 +248,11 @@ impl Sampler {
 
 /// llama.cpp's `LLAMA_DEFAULT_SEED`: a random one.
 const RANDOM_SEED: u32 = u32::MAX;
+
+/// Seeds of answers lie far apart, so that those of neighbouring seeds differ too.
+fn seed_of(seed: u64, choice: usize) -> u64 {
+    seed.wrapping_add((choice as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
 
 fn fold_seed(seed: u64) -> u32 {
     let folded = (seed ^ (seed >> 32)) as u32;
@@ -308,6 +337,24 @@ mod tests {
         // The one value that means "random" to llama.cpp.
         let largest = u64::from(u32::MAX);
         assert_eq!(with_seed(largest), with_seed(largest));
+    }
+
+    #[test]
+    fn answers_to_one_prompt_draw_differently() {
+        let sampling = Sampling {
+            temperature: 1.5,
+            seed: Some(7),
+            ..Sampling::default()
+        };
+        let of_choice = |choice| {
+            let mut sampler = Sampler::of_choice(&sampling, choice, LOGITS.len());
+            let mut candidates = Candidates::new(LOGITS.len());
+            let draw = |_| sampler.sample(&LOGITS, &mut candidates).unwrap();
+            (0..64).map(draw).collect::<Vec<i32>>()
+        };
+        assert_eq!(of_choice(0), draw(sampling, 64));
+        assert_eq!(of_choice(2), of_choice(2));
+        assert!(of_choice(0) != of_choice(1) && of_choice(1) != of_choice(2));
     }
 
     #[test]
@@ -422,6 +469,15 @@ mod tests {
                     ..base
                 },
                 "repetition_penalty",
+            ),
+            (Sampling { n: 0, ..base }, "n is 0"),
+            (
+                Sampling {
+                    n: 3,
+                    num_beams: 2,
+                    ..base
+                },
+                "n is 3",
             ),
             (
                 Sampling {

@@ -2,15 +2,17 @@
 
 use std::time::Instant;
 
-use super::beam::{BeamSearch, Step, log_softmax};
+use super::answer::{Answer, Ending, Limits};
+use super::beam::{BeamSearch, Hypothesis, Step, log_softmax};
 use super::cells::{Admission, RowKey};
-use super::detokenize::Detokenizer;
+use super::logprobs::logprobs;
 use super::outbox::Outbox;
 use super::rules::Rules;
 use super::sampling::{Candidates, PENALTY_WINDOW, Sampler, likeliest};
 use super::stop::StopStrings;
 use super::{PromptPart, Waiting};
-use crate::event::{Event, FinishReason, Summary, Timings, Usage};
+use crate::constraint::Constraint;
+use crate::event::{Event, Summary, Timings, TokenLogprob, TokenLogprobs, Usage};
 use crate::language_model::LanguageModel;
 use crate::llama::{Context, Row};
 use crate::{Error, Result};
@@ -20,8 +22,8 @@ pub(super) struct Slot {
     pub(super) outbox: Outbox,
     /// The lane whose context computes this.
     pub(super) lane: usize,
-    /// Its sequences there. Beam `i` is sequence `i`; the prompt is computed in the
-    /// first, behind what others computed of it, and shared by all.
+    /// Its sequences there. Answer or beam `i` is sequence `i`; the prompt is computed
+    /// in the first, behind what others computed of it, and shared by all.
     pub(super) sequences: Vec<usize>,
     /// KV cells set aside for it.
     pub(super) cells: usize,
@@ -30,38 +32,49 @@ pub(super) struct Slot {
     /// What the decoder reads before it answers.
     prompt: Vec<PromptPart>,
     n_prompt: usize,
-    /// What the rows of the prompt, and without beams those of the answer, are
-    /// computed from; empty where they are not to be shared.
+    /// What the rows of the prompt, and those of a single answer, are computed from;
+    /// empty where they are not to be shared.
     keys: Vec<RowKey>,
     /// Rows of each sequence in the KV cache.
     position: usize,
     /// The part of the prompt that comes next, and the row in it.
     next_part: usize,
     next_row: usize,
-    choice: Choice,
+    search: Search,
     rules: Rules,
-    /// Tokens of the answer; with beams only once it is chosen.
-    answer: Vec<i32>,
     max_tokens: usize,
-    detokenizer: Detokenizer,
-    stop: StopStrings,
     usage: Usage,
     timings: Timings,
     admitted: Instant,
     first_token: Option<Instant>,
 }
 
-/// How the next token is chosen.
-enum Choice {
-    Sample(Sampler),
-    Beams(BeamSearch),
+/// How tokens are chosen.
+enum Search {
+    /// Each answer by itself.
+    Sample(Vec<Branch>),
+    /// All at the end, when the beams are compared.
+    Beams {
+        beams: BeamSearch,
+        /// The answers, of which nothing is known before.
+        answers: Vec<Answer>,
+    },
+}
+
+/// An answer that is drawn token by token.
+struct Branch {
+    answer: Answer,
+    sampler: Sampler,
+    constraint: Option<Constraint>,
+    /// Likeliest tokens to tell with each, where log-probabilities are asked for.
+    top_logprobs: Option<usize>,
+    is_done: bool,
 }
 
 /// Room for one row of scores, reused by all slots of an engine.
 pub(super) struct Scratch {
     candidates: Candidates,
     scores: Vec<f32>,
-    bytes: Vec<u8>,
 }
 
 impl Scratch {
@@ -69,7 +82,6 @@ impl Scratch {
         Scratch {
             candidates: Candidates::new(n_vocab),
             scores: Vec::with_capacity(n_vocab),
-            bytes: Vec::new(),
         }
     }
 }
@@ -108,26 +120,44 @@ impl Slot {
             })
             .copied()
             .collect();
-        let mut ends = sequence.stop_ids;
+        // Stop ids may be text, a newline for one, that a form demands.
+        let mut ends = match sequence.constraint {
+            Some(_) => Vec::new(),
+            None => sequence.stop_ids,
+        };
         if !sequence.ignore_eos {
             ends.extend_from_slice(model.end_of_generation());
         }
         ends.sort_unstable();
         ends.dedup();
-        let choice = if sampling.num_beams > 1 {
-            Choice::Beams(BeamSearch::new(
-                sampling.num_beams,
-                sampling.length_penalty,
-                need.max_tokens,
-                ends.len(),
-            ))
-        } else {
-            let mut sampler = Sampler::new(sampling, model.n_vocab());
-            let skipped = prompt_ids.len().saturating_sub(PENALTY_WINDOW);
-            for &id in &prompt_ids[skipped..] {
-                sampler.accept(id);
+        let stop = StopStrings::new(sequence.stop);
+        let answer = |choice| Answer::new(choice, model, stop.clone());
+        let search = if sampling.num_beams > 1 {
+            Search::Beams {
+                beams: BeamSearch::new(
+                    sampling.num_beams,
+                    sampling.length_penalty,
+                    need.max_tokens,
+                    ends.len(),
+                ),
+                answers: (0..sampling.n).map(answer).collect(),
             }
-            Choice::Sample(sampler)
+        } else {
+            let skipped = prompt_ids.len().saturating_sub(PENALTY_WINDOW);
+            let branch = |choice| {
+                let mut sampler = Sampler::of_choice(sampling, choice, model.n_vocab());
+                for &id in &prompt_ids[skipped..] {
+                    sampler.accept(id);
+                }
+                Branch {
+                    answer: answer(choice),
+                    sampler,
+                    constraint: sequence.constraint.as_ref().map(Constraint::fork),
+                    top_logprobs: sequence.top_logprobs,
+                    is_done: false,
+                }
+            };
+            Search::Sample((0..sampling.n).map(branch).collect())
         };
         let mut slot = Slot {
             outbox: Outbox::new(sequence.events),
@@ -141,8 +171,9 @@ impl Slot {
             position: 0,
             next_part: 0,
             next_row: 0,
-            choice,
+            search,
             rules: Rules {
+                logit_bias: sequence.logit_bias,
                 repetition_penalty: sampling.repetition_penalty,
                 prompt_ids: if sequence.penalize_prompt {
                     prompt_ids
@@ -152,10 +183,7 @@ impl Slot {
                 min_tokens: sampling.min_tokens,
                 ends,
             },
-            answer: Vec::new(),
             max_tokens: need.max_tokens,
-            detokenizer: Detokenizer::new(model.strips_leading_space()),
-            stop: StopStrings::new(sequence.stop),
             usage: Usage {
                 prompt_tokens: need.n_prompt,
                 image_tokens: need.n_image,
@@ -211,13 +239,12 @@ impl Slot {
         outputs: &mut Vec<Row>,
     ) -> Result<usize> {
         if self.generates() {
-            let mut n = 0;
-            // All beams or none; n_batch has room for every sequence.
-            for (&sequence, id) in self.sequences.iter().zip(self.last_tokens()) {
+            // All answers or none; n_batch has room for every sequence.
+            let last = self.last_tokens();
+            for &(sequence, id) in &last {
                 outputs.push(context.add_token(sequence, self.position, id, true)?);
-                n += 1;
             }
-            return Ok(n);
+            return Ok(last.len());
         }
         let mut n = 0;
         let mut first = self.next_row;
@@ -239,14 +266,22 @@ impl Slot {
         Ok(n)
     }
 
-    /// The last token of the answer, or of each beam.
-    fn last_tokens(&self) -> Vec<i32> {
-        match &self.choice {
-            Choice::Sample(_) => self.answer.last().copied().into_iter().collect(),
-            Choice::Beams(search) => search
+    /// The last token of each answer or beam that goes on, and its sequence.
+    fn last_tokens(&self) -> Vec<(usize, i32)> {
+        let last = |ids: &[i32], sequence: usize| ids.last().map(|&id| (sequence, id));
+        let sequences = self.sequences.iter().copied();
+        match &self.search {
+            Search::Sample(branches) => branches
+                .iter()
+                .zip(sequences)
+                .filter(|(branch, _)| !branch.is_done)
+                .filter_map(|(branch, sequence)| last(branch.answer.ids(), sequence))
+                .collect(),
+            Search::Beams { beams, .. } => beams
                 .running()
                 .iter()
-                .filter_map(|beam| beam.ids.last().copied())
+                .zip(sequences)
+                .filter_map(|(beam, sequence)| last(&beam.ids, sequence))
                 .collect(),
         }
     }
@@ -293,123 +328,127 @@ impl Slot {
             self.timings.prefill = now.duration_since(self.admitted).as_secs_f64();
             self.first_token = Some(now);
         }
-        match &mut self.choice {
-            Choice::Sample(sampler) => {
-                let mut id = None;
-                for &row in rows {
-                    let logits = context.logits(row)?;
-                    let logits = if self.rules.apply_after(self.answer.len()) {
-                        scratch.scores.clear();
-                        scratch.scores.extend_from_slice(logits);
-                        self.rules.apply(&self.answer, &mut scratch.scores);
-                        &scratch.scores
-                    } else {
-                        logits
-                    };
-                    id = Some(sampler.sample(logits, &mut scratch.candidates)?);
-                }
-                if !self.keys.is_empty() {
-                    self.keys.extend(id.map(RowKey::Token));
-                }
-                Ok(id.is_some_and(|id| self.accept(id, model, &mut scratch.bytes)))
-            }
-            Choice::Beams(search) => {
-                for (beam, &row) in rows.iter().enumerate() {
-                    let logits = context.logits(row)?;
-                    likeliest(logits)?;
-                    let scores = &mut scratch.scores;
-                    scores.clear();
-                    scores.extend_from_slice(logits);
-                    log_softmax(scores);
-                    let ids = search.running().get(beam).map_or(&[][..], |beam| &beam.ids);
-                    self.rules.apply(ids, scores);
-                    search.offer(beam, scores);
-                }
-                let ends = |ids: &[i32], id: i32| {
-                    self.rules.ends.contains(&id)
-                        || (!self.stop.is_empty()
-                            && completes_stop(&self.detokenizer, &self.stop, model, ids, id))
-                };
-                match search.step(ends) {
-                    Step::Continue(parents) => {
-                        fork(&mut self.sequences, &parents, context);
-                        Ok(false)
-                    }
-                    Step::Done => {
-                        let best =
-                            search
-                                .finished()
-                                .first()
-                                .cloned()
-                                .ok_or_else(|| Error::Decode {
-                                    reason: "no token is left for any beam".to_owned(),
-                                })?;
-                        // Ends where the search saw it end: by the same three rules.
-                        Ok(best
-                            .ids
-                            .into_iter()
-                            .any(|id| self.accept(id, model, &mut scratch.bytes)))
-                    }
-                }
+        match self.search {
+            Search::Sample(_) => self.sample(rows, context, model, scratch),
+            Search::Beams { .. } => self.extend_beams(rows, context, model, scratch),
+        }
+    }
+
+    /// Draws the next token of each answer that goes on, or the first of all from the
+    /// prompt's one row.
+    fn sample(
+        &mut self,
+        rows: &[Row],
+        context: &mut Context,
+        model: &LanguageModel,
+        scratch: &mut Scratch,
+    ) -> Result<bool> {
+        let Search::Sample(branches) = &mut self.search else {
+            return Ok(false);
+        };
+        let are_new = branches.iter().all(|branch| branch.answer.ids().is_empty());
+        if are_new && let Some((&first, others)) = self.sequences.split_first() {
+            for &other in others {
+                context.fork(first, other);
             }
         }
+        let limits = Limits {
+            ends: &self.rules.ends,
+            max_tokens: self.max_tokens,
+        };
+        let mut endings = Vec::new();
+        let going_on = branches.iter_mut().filter(|branch| !branch.is_done);
+        for (i, branch) in going_on.enumerate() {
+            let Some(&row) = rows.get(if are_new { 0 } else { i }) else {
+                continue;
+            };
+            let logits = context.logits(row)?;
+            let (id, logprobs) = branch.draw(logits, &self.rules, model, scratch)?;
+            if self.sequences.len() == 1 && !self.keys.is_empty() {
+                self.keys.push(RowKey::Token(id));
+            }
+            let is_last = branch.is_complete();
+            let answer = &mut branch.answer;
+            let ending = answer.accept(id, logprobs, is_last, limits, model, &mut self.outbox);
+            if let Some(ending) = ending {
+                branch.is_done = true;
+                endings.push((answer.choice(), answer.ids().len(), ending));
+            }
+        }
+        let is_done = branches.iter().all(|branch| branch.is_done);
+        for (choice, n_tokens, ending) in endings {
+            self.done(choice, n_tokens, ending);
+        }
+        Ok(is_done)
     }
 
-    /// Takes the next token of the answer and tells the reader; true when the
-    /// answer is complete.
-    fn accept(&mut self, id: i32, model: &LanguageModel, bytes: &mut Vec<u8>) -> bool {
-        self.answer.push(id);
-        if self.rules.ends.contains(&id) {
-            self.token(id, String::new());
-            let rest = self.rest();
-            self.done(FinishReason::Stop, rest);
-            return true;
+    /// Takes a step of the beam search, and delivers the answers when it was the last.
+    fn extend_beams(
+        &mut self,
+        rows: &[Row],
+        context: &mut Context,
+        model: &LanguageModel,
+        scratch: &mut Scratch,
+    ) -> Result<bool> {
+        let Search::Beams { beams, answers } = &mut self.search else {
+            return Ok(false);
+        };
+        for (beam, &row) in rows.iter().enumerate() {
+            let logits = context.logits(row)?;
+            likeliest(logits)?;
+            let scores = &mut scratch.scores;
+            scores.clear();
+            scores.extend_from_slice(logits);
+            log_softmax(scores);
+            let ids = beams.running().get(beam).map_or(&[][..], |beam| &beam.ids);
+            self.rules.apply(ids, None, scores);
+            beams.offer(beam, scores);
         }
-        bytes.clear();
-        model.token_bytes_into(id, bytes);
-        let mut text = String::new();
-        self.detokenizer.push(bytes, &mut text);
-        let (text, stopped) = self.stop.push(text);
-        self.token(id, text);
-        if stopped {
-            self.done(FinishReason::Stop, String::new());
-            return true;
+        let ends = |ids: &[i32], id: i32| {
+            self.rules.ends.contains(&id)
+                || (answers.first()).is_some_and(|answer| answer.completes_stop(ids, id, model))
+        };
+        if let Step::Continue(parents) = beams.step(ends) {
+            fork(&mut self.sequences, &parents, context);
+            return Ok(false);
         }
-        if self.answer.len() >= self.max_tokens {
-            let rest = self.rest();
-            self.done(FinishReason::Length, rest);
-            return true;
+        let limits = Limits {
+            ends: &self.rules.ends,
+            max_tokens: self.max_tokens,
+        };
+        let best: Vec<Hypothesis> = beams.finished().to_vec();
+        let mut endings = Vec::new();
+        for (i, answer) in answers.iter_mut().enumerate() {
+            let found = best.get(i).ok_or_else(|| Error::Decode {
+                reason: format!("{} of {} beams found an answer", best.len(), i + 1),
+            })?;
+            // Ends where the search saw it end: by the same three rules.
+            let ending = found
+                .ids
+                .iter()
+                .find_map(|&id| answer.accept(id, None, false, limits, model, &mut self.outbox));
+            endings.extend(ending.map(|ending| (answer.choice(), answer.ids().len(), ending)));
         }
-        false
+        for (choice, n_tokens, ending) in endings {
+            self.done(choice, n_tokens, ending);
+        }
+        Ok(true)
     }
 
-    /// What was held back, at the end of an answer.
-    fn rest(&mut self) -> String {
-        let mut text = String::new();
-        self.detokenizer.finish(&mut text);
-        let (mut text, stopped) = self.stop.push(text);
-        if !stopped {
-            text.push_str(&self.stop.finish());
-        }
-        text
-    }
-
-    fn token(&mut self, id: i32, text: String) {
-        self.outbox.push(Event::Token { id, text });
-    }
-
-    fn done(&mut self, finish_reason: FinishReason, text: String) {
+    fn done(&mut self, choice: usize, completion_tokens: usize, ending: Ending) {
         if let Some(first) = self.first_token {
             self.timings.decode = first.elapsed().as_secs_f64();
         }
         self.outbox.push(Event::Done(Summary {
-            finish_reason,
+            choice,
+            finish_reason: ending.finish_reason,
             usage: Usage {
-                completion_tokens: self.answer.len(),
+                completion_tokens,
                 ..self.usage
             },
             timings: self.timings,
-            text,
+            text: ending.text,
+            logprobs: ending.logprobs,
         }));
     }
 
@@ -419,20 +458,64 @@ impl Slot {
     }
 }
 
-/// Whether token `id` after `ids` completes a stop string.
-fn completes_stop(
-    detokenizer: &Detokenizer,
-    stop: &StopStrings,
-    model: &LanguageModel,
-    ids: &[i32],
-    id: i32,
-) -> bool {
-    let (mut detokenizer, mut stop) = (detokenizer.clone(), stop.clone());
-    ids.iter().chain([&id]).any(|&id| {
-        let mut text = String::new();
-        detokenizer.push(&model.token_bytes(id), &mut text);
-        stop.push(text).1
-    })
+impl Branch {
+    /// Draws the next token by its logits.
+    fn draw(
+        &mut self,
+        logits: &[f32],
+        rules: &Rules,
+        model: &LanguageModel,
+        scratch: &mut Scratch,
+    ) -> Result<(i32, Option<TokenLogprobs>)> {
+        let ids = self.answer.ids();
+        let allowed = match &mut self.constraint {
+            Some(constraint) => Some(constraint.allowed()?),
+            None => None,
+        };
+        let scores = if allowed.is_some() || rules.apply_after(ids.len()) {
+            likeliest(logits)?;
+            scratch.scores.clear();
+            scratch.scores.extend_from_slice(logits);
+            rules.apply(ids, allowed.as_ref(), &mut scratch.scores);
+            &scratch.scores
+        } else {
+            logits
+        };
+        let id = self.sampler.sample(scores, &mut scratch.candidates)?;
+        if let Some(constraint) = &mut self.constraint
+            && !rules.ends.contains(&id)
+        {
+            constraint.accept(id)?;
+        }
+        let of_token = self.top_logprobs.map(|n| {
+            let (logprob, top) = logprobs(logits, id, n);
+            let token = |id, logprob| {
+                let bytes = model.token_bytes(id);
+                let text = match bytes.is_empty() {
+                    true => model.token_text(id).unwrap_or_default(),
+                    false => String::from_utf8_lossy(&bytes).into_owned(),
+                };
+                TokenLogprob {
+                    id,
+                    bytes,
+                    text,
+                    logprob,
+                }
+            };
+            TokenLogprobs {
+                token: token(id, logprob),
+                top: top.into_iter().map(|(id, p)| token(id, p)).collect(),
+            }
+        });
+        Ok((id, of_token))
+    }
+
+    /// Whether the form that the answer must have lets nothing follow.
+    fn is_complete(&self) -> bool {
+        self.constraint
+            .as_ref()
+            .is_some_and(Constraint::is_complete)
+    }
 }
 
 /// Makes sequence `i` hold what sequence `parents[i]` holds. A parent's first child

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -19,6 +19,13 @@ use crate::{Error, Result};
 /// How long to wait for a reader when every sequence waits for one. A bounded
 /// tokio channel cannot wake this thread.
 const POLL: Duration = Duration::from_millis(2);
+
+/// About how long the prompt rows of a step may take where others generate beside
+/// them: that long their next tokens are late.
+const PROMPT_SHARE: Duration = Duration::from_millis(100);
+
+/// Prompt rows of such a step at least, and as long as nothing is known of their cost.
+const PROMPT_ROWS: usize = 16;
 
 /// What one request has in the current batch.
 struct Share {
@@ -39,6 +46,8 @@ pub(super) struct Worker {
     /// Sequences and KV cells that no request holds.
     free_sequences: usize,
     free_cells: usize,
+    /// Seconds that a row of a large batch took lately; 0 before the first.
+    row_seconds: f64,
     /// Finished requests whose reader has not taken everything yet.
     leaving: Vec<Outbox>,
     // Reused from step to step.
@@ -64,6 +73,7 @@ impl Worker {
             } else {
                 factory.options.n_cells()
             },
+            row_seconds: 0.0,
             leaving: Vec::new(),
             shares: Vec::with_capacity(slots),
             outputs: Vec::with_capacity(slots),
@@ -239,14 +249,20 @@ impl Worker {
     }
 
     /// Fills the batch of a lane: the next token of each request that generates,
-    /// then prompt rows, oldest request first. `only` builds it of one request.
+    /// then prompt rows, oldest request first, and beside the former no more than
+    /// [`PROMPT_SHARE`] takes. `only` builds it of one request.
     fn build(&mut self, lane: usize, only: Option<usize>) {
+        let prompt_rows = self.prompt_rows_beside_others();
         let context = &mut self.lanes[lane].context;
         context.clear();
         self.shares.clear();
         self.outputs.clear();
+        let mut most = context.n_batch();
         let mut failed = Vec::new();
         for prompts in [false, true] {
+            if prompts && context.n_rows() > 0 {
+                most = most.min(context.n_rows() + prompt_rows);
+            }
             for &index in &self.order {
                 let Some(slot) = &self.slots[index] else {
                     continue;
@@ -259,7 +275,7 @@ impl Worker {
                 {
                     continue;
                 }
-                let room = context.n_batch() - context.n_rows();
+                let room = most - context.n_rows();
                 let first = self.outputs.len();
                 match slot.add_rows(room, context, self.model.n_embd(), &mut self.outputs) {
                     Ok(0) => {}
@@ -281,10 +297,31 @@ impl Worker {
         }
     }
 
+    /// Rows of prompts that take no longer than [`PROMPT_SHARE`].
+    fn prompt_rows_beside_others(&self) -> usize {
+        if self.row_seconds <= 0.0 {
+            return PROMPT_ROWS;
+        }
+        let rows = PROMPT_SHARE.as_secs_f64() / self.row_seconds;
+        (rows as usize).max(PROMPT_ROWS)
+    }
+
     /// Computes the batch and chooses tokens. When it fails, what can be saved is
     /// tried again request by request, so that one cannot harm the others.
     fn process(&mut self, lane: usize) {
-        match self.lanes[lane].context.process() {
+        let started = Instant::now();
+        let processed = self.lanes[lane].context.process();
+        let n_rows = self.lanes[lane].context.n_rows();
+        if processed.is_ok() && n_rows >= PROMPT_ROWS {
+            let seconds = started.elapsed().as_secs_f64() / n_rows as f64;
+            let before = self.row_seconds;
+            self.row_seconds = if before > 0.0 {
+                0.75 * before + 0.25 * seconds
+            } else {
+                seconds
+            };
+        }
+        match processed {
             Ok(()) => self.choose(lane),
             // Only set when the engine is dropped: the next wait sees it.
             Err(ProcessError::Aborted) => {}
@@ -298,7 +335,6 @@ impl Worker {
                 }
             }
             Err(error) => {
-                let n_rows = self.lanes[lane].context.n_rows();
                 tracing::warn!("a step of {n_rows} rows failed: {error}");
                 for share in std::mem::take(&mut self.shares) {
                     let reason = error.to_string();

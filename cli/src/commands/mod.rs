@@ -82,7 +82,9 @@ fn collect(
     let mut token_ids = Vec::new();
     loop {
         match events.blocking_recv() {
-            Some(Event::Token { id, text: piece }) => {
+            Some(Event::Token {
+                id, text: piece, ..
+            }) => {
                 on_text(&piece)?;
                 text.push_str(&piece);
                 token_ids.push(id);

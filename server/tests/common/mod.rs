@@ -76,12 +76,19 @@ pub fn router(backend: Fake, options: ServeOptions) -> Router {
     server::router(vec![once(backend)], options).unwrap()
 }
 
-/// Sends the same events whatever is asked.
+/// Sends the same events whatever is asked, for each of the choices.
 pub fn script(events: impl Fn() -> Vec<Event> + Send + Sync + 'static) -> Fake {
-    fake(move |_| {
-        let (sender, receiver) = channel(64);
-        for event in events() {
-            sender.try_send(event).unwrap();
+    fake(move |request| {
+        let (sender, receiver) = channel(1024);
+        for n in 0..request.sampling.n {
+            for mut event in events() {
+                match &mut event {
+                    Event::Token { choice, .. } => *choice = n,
+                    Event::Done(summary) => summary.choice = n,
+                    Event::Error(_) => {}
+                }
+                sender.try_send(event).unwrap();
+            }
         }
         Ok(receiver)
     })
@@ -116,13 +123,16 @@ pub fn hanging() -> (Fake, Arc<Mutex<Vec<Sender<Event>>>>) {
 
 pub fn token(text: &str) -> Event {
     Event::Token {
+        choice: 0,
         id: 7,
         text: text.to_owned(),
+        logprobs: Vec::new(),
     }
 }
 
 pub fn done(text: &str, finish_reason: FinishReason) -> Event {
     Event::Done(Summary {
+        choice: 0,
         finish_reason,
         usage: Usage {
             prompt_tokens: 45,
@@ -132,6 +142,7 @@ pub fn done(text: &str, finish_reason: FinishReason) -> Event {
         },
         timings: Timings::default(),
         text: text.to_owned(),
+        logprobs: Vec::new(),
     })
 }
 

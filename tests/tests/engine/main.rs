@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod beams;
+mod choices;
 mod encoder_decoder;
 mod golden_answers;
 mod prefixes;
@@ -158,7 +159,7 @@ fn read(mut receiver: Receiver<Event>) -> Result<Answer, Error> {
     let (mut ids, mut text) = (Vec::new(), String::new());
     loop {
         match receiver.blocking_recv().expect("an end to the answer") {
-            Event::Token { id, text: more } => {
+            Event::Token { id, text: more, .. } => {
                 ids.push(id);
                 text.push_str(&more);
             }
