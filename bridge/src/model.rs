@@ -8,7 +8,7 @@ use candle_core::Device;
 use prompts::{ChatTemplate, Message, Segment, check_images};
 use tokio::sync::mpsc::{Receiver, channel};
 
-use crate::bundle::{Bundle, MINIGPT4, Manifest};
+use crate::bundle::{Bundle, Manifest};
 use crate::constraint::Format;
 use crate::engine::{Activity, CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequence};
 use crate::event::Event;
@@ -264,8 +264,7 @@ impl Model {
             prompt: Vec::new(),
             max_tokens: Some(request.max_tokens.unwrap_or(defaults.max_tokens)),
             sampling: request.sampling,
-            // MiniGPT-4 gives `generate` embeddings alone, which knows no prompt then.
-            penalize_prompt: self.manifest.family != MINIGPT4,
+            penalize_prompt: defaults.penalize_prompt,
             logit_bias: request.logit_bias,
             top_logprobs: request.top_logprobs,
             constraint,

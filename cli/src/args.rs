@@ -345,6 +345,9 @@ pub struct ConversionArgs {
     /// [default: the checkpoint's]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(1..=2048))]
     pub image_size: Option<u16>,
+    /// bert-base-uncased's vocab.txt or tokenizer.json, for an InstructBLIP in .pth files, which lack it
+    #[arg(long, value_name = "PATH")]
+    pub qformer_tokenizer: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub naming: NamingArgs,

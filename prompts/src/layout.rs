@@ -7,7 +7,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// The names [`Layout::preset`] knows.
-pub const PRESETS: [&str; 8] = [
+pub const PRESETS: [&str; 9] = [
     "chat-template",
     "blip2",
     "blip2-opt",
@@ -16,6 +16,7 @@ pub const PRESETS: [&str; 8] = [
     "instructblip-t5",
     "minigpt4",
     "minigpt4-llama2",
+    "minigpt-v2",
 ];
 
 /// Where a picture stands.
@@ -65,6 +66,7 @@ impl Layout {
     /// - `instructblip-t5`: `[queries]{}[EOS]`, for an encoder.
     /// - `minigpt4`: MiniGPT-4's `###Human: <Img>[queries]</Img> {}###Assistant: ` (`minigpt4/conversation`).
     /// - `minigpt4-llama2`: its `[BOS][INST] <Img>[rows]</Img> {} [/INST] ` for LLaMA-2.
+    /// - `minigpt-v2`: MiniGPT-v2's `[BOS][BOS][INST] <Img>[rows]</Img> {} [/INST]`, without a system message.
     pub fn preset(name: &str) -> Result<Layout> {
         match name {
             "chat-template" => Ok(Layout::ChatTemplate(ChatTemplateLayout::default())),
@@ -75,6 +77,7 @@ impl Layout {
             "instructblip-t5" => Ok(Layout::Turns(TurnsLayout::instructblip_t5())),
             "minigpt4" => Ok(Layout::Turns(TurnsLayout::minigpt4())),
             "minigpt4-llama2" => Ok(Layout::Turns(TurnsLayout::minigpt4_llama2())),
+            "minigpt-v2" => Ok(Layout::Turns(TurnsLayout::minigpt_v2())),
             _ => Err(Error::UnknownPreset {
                 name: name.to_owned(),
             }),

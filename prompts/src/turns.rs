@@ -140,6 +140,17 @@ impl TurnsLayout {
         }
     }
 
+    /// MiniGPT-v2: `CONV_VISION_minigptv2`. Tasks are named in the text, as `[vqa]` or `[caption]`.
+    pub(crate) fn minigpt_v2() -> TurnsLayout {
+        TurnsLayout {
+            caption_prompt: "[caption] Describe this image in detail.".into(),
+            accepts_system: false,
+            default_system: String::new(),
+            user_suffix: " [/INST]".into(),
+            ..TurnsLayout::minigpt4_llama2()
+        }
+    }
+
     pub(crate) fn render(&self, messages: &[Message]) -> Result<Vec<Segment>> {
         check(messages, self.max_images)?;
         let caption = matches!(messages, [only] if asks_for_caption(only));

@@ -187,6 +187,27 @@ fn minigpt4_for_llama_2_begins_each_turn_with_bos() {
 }
 
 #[test]
+fn minigpt_v2_has_no_system_message() {
+    let messages = [
+        user(&["IMAGE", "[vqa] What is it?"]),
+        assistant("A dog."),
+        user(&["Which breed?"]),
+    ];
+    assert_eq!(
+        render("minigpt-v2", &messages).unwrap(),
+        [
+            BOS,
+            BOS,
+            Segment::text("[INST] <Img>"),
+            Segment::Image(0),
+            Segment::text("</Img> [vqa] What is it? [/INST]A dog."),
+            BOS,
+            Segment::text("[INST] Which breed? [/INST]"),
+        ]
+    );
+}
+
+#[test]
 fn instructblip_reads_the_bare_instruction_behind_eos() {
     let question = [user(&["What is unusual about this image?", "IMAGE"])];
     let text = Segment::text("What is unusual about this image?");
@@ -274,7 +295,7 @@ fn presets_carry_what_ends_an_answer() {
     assert_eq!(
         error.to_string(),
         "there is no prompt layout named \"llava\"; there are chat-template, blip2, blip2-opt, blip2-t5, \
-         instructblip, instructblip-t5, minigpt4, minigpt4-llama2"
+         instructblip, instructblip-t5, minigpt4, minigpt4-llama2, minigpt-v2"
     );
 }
 

@@ -21,7 +21,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensorError};
 use serde::Deserialize;
 
-pub use self::write::{Values, Weight, WeightType, write_weights};
+pub use self::write::{Values, Weight, WeightType, to_f32, write_weights};
 use crate::{Error, Result};
 
 mod pickle;
@@ -129,7 +129,7 @@ impl RawTensor<'_> {
     /// [`Error::DType`] for another, and when the file cannot be read.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         match self.dtype {
-            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(write::to_f32(&self.read()?, self.dtype)),
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(to_f32(&self.read()?, self.dtype)),
             found => Err(Error::DType {
                 path: self.path.to_owned(),
                 tensor: self.name.to_owned(),

@@ -11,11 +11,14 @@
 //! `models/blip2_models/`; MiniGPT-4, `minigpt4/models/`.
 
 mod files;
+mod lora;
 mod names;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use self::files::Files;
+pub use self::lora::LowRank;
 use crate::checkpoint::Weight;
 use crate::config::{Activation, QFormerConfig, VisionConfig};
 use crate::positions::grid;
@@ -28,6 +31,8 @@ const CLIP_DEPTH: usize = 23;
 const EVA_HEAD: usize = 88;
 const CLIP_HEAD: usize = 64;
 const QFORMER_HEAD: usize = 64;
+/// Pictures that MiniGPT-v2 reads.
+const MINIGPT_V2_SIZE: usize = 448;
 /// Of `ln_vision`, whatever the tower (`blip2.py`, `LayerNorm`).
 const LN_VISION_EPS: f64 = 1e-5;
 
@@ -82,8 +87,8 @@ pub struct LavisModel {
 
 impl LavisModel {
     /// Opens a model's files, given in any order. The config's `image_size` is
-    /// the one of the tower's positions; another may be set with
-    /// [`LavisModel::set_image_size`].
+    /// the one of the tower's positions, or MiniGPT-v2's; another may be set
+    /// with [`LavisModel::set_image_size`].
     ///
     /// # Errors
     /// A file cannot be read, one that the model needs is missing, two hold the
@@ -91,12 +96,6 @@ impl LavisModel {
     /// says which file is needed or which tensor is at fault.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let files = Files::open(paths)?;
-        if let Some(tensor) = files.containing("lora_") {
-            return Err(files.error(format!(
-                "{tensor} changes the language model too (MiniGPT-v2), and is not merged here; \
-                 MiniGPT-4's first version, for Vicuna or LLaMA-2, is"
-            )));
-        }
         let projection = projection(&files)?;
         let tower = tower(&files)?;
         let vision = match tower.kind {
@@ -119,6 +118,9 @@ impl LavisModel {
             config.validate()?;
             model.qformer = Some(config);
             model.num_query_tokens = num_query_tokens;
+        }
+        if model.has_lora() {
+            model.set_image_size(MINIGPT_V2_SIZE)?;
         }
         Ok(model)
     }
@@ -166,9 +168,18 @@ impl LavisModel {
         names::weights(self)
     }
 
-    /// Whether the Q-Former has word embeddings, and so reads an instruction.
-    pub fn reads_text(&self) -> bool {
-        self.qformer.is_some() && self.files.containing("word_embeddings").is_some()
+    /// Whether a LoRA changes the language model, as in MiniGPT-v2.
+    pub fn has_lora(&self) -> bool {
+        self.files.containing(lora::MARK).is_some()
+    }
+
+    /// The changes of the language model, by the name of the tensor that each
+    /// is added to, in Hugging Face's checkpoints of it.
+    ///
+    /// # Errors
+    /// A half of one is missing, or their shapes do not go together.
+    pub fn lora(&self) -> Result<BTreeMap<String, LowRank>> {
+        lora::read(&self.files)
     }
 
     /// Whether the projection reads the tower's patches, joined by four, as
@@ -356,7 +367,7 @@ fn qformer_config(files: &Files, vision: &VisionConfig) -> Result<(QFormerConfig
             "layers {crossing:?} of the Q-Former's {layers} attend to the picture, not every n-th"
         )));
     }
-    let config = QFormerConfig {
+    let mut config = QFormerConfig {
         hidden_size: width,
         intermediate_size: inner,
         num_hidden_layers: layers,
@@ -365,5 +376,12 @@ fn qformer_config(files: &Files, vision: &VisionConfig) -> Result<(QFormerConfig
         encoder_hidden_size: encoder_width,
         ..QFormerConfig::default()
     };
+    // Only InstructBLIP keeps the half that reads text.
+    let embeddings = |of: &str| format!("{}{of}_embeddings.weight", names::QFORMER_EMBEDDINGS);
+    if files.find(&embeddings("word"))?.is_some() {
+        config.use_qformer_text_input = true;
+        [config.vocab_size, _] = files.dims(&embeddings("word"))?;
+        [config.max_position_embeddings, _] = files.dims(&embeddings("position"))?;
+    }
     Ok((config, queries))
 }

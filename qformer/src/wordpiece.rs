@@ -27,6 +27,9 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 const VOCABULARY_FILE: &str = "vocab.txt";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 
+/// LAVIS's `max_txt_len`.
+const LAVIS_MAX_LENGTH: usize = 128;
+
 /// `[CLS]` and `[SEP]`.
 const N_ADDED: usize = 2;
 
@@ -81,7 +84,7 @@ impl WordPiece {
     pub fn open_dir(dir: &Path, config: &QFormerConfig) -> Result<Self> {
         let (json, vocabulary) = (dir.join(TOKENIZER_FILE), dir.join(VOCABULARY_FILE));
         let settings = TokenizerConfig::read(&dir.join(CONFIG_FILE))?;
-        let (mut tokenizer, path) = if json.is_file() {
+        let (tokenizer, path) = if json.is_file() {
             (read_json(&json)?, json)
         } else if vocabulary.is_file() {
             (read_vocabulary(&vocabulary, &settings)?, vocabulary)
@@ -93,27 +96,73 @@ impl WordPiece {
         let limit = settings.model_max_length.unwrap_or(f64::INFINITY);
         // A float beyond `usize` saturates.
         let max_length = (limit as usize).min(config.max_position_embeddings);
-        let invalid = invalid(&path);
+        let direction = match settings.truncation_side {
+            Side::Left => TruncationDirection::Left,
+            Side::Right => TruncationDirection::Right,
+        };
+        Self::finished(tokenizer, direction, max_length, config).map_err(invalid(&path))
+    }
+
+    /// With what BERT puts around a text, and texts cut to `max_length` tokens.
+    fn finished(
+        mut tokenizer: Tokenizer,
+        direction: TruncationDirection,
+        max_length: usize,
+        config: &QFormerConfig,
+    ) -> Result<Self, String> {
         if max_length <= N_ADDED {
-            return Err(invalid(format!(
+            return Err(format!(
                 "texts of {max_length} tokens have no room beside [CLS] and [SEP]"
-            )));
+            ));
         }
-        let processing = bert_processing(&tokenizer).map_err(&invalid)?;
+        let processing = bert_processing(&tokenizer)?;
         tokenizer
             .with_post_processor(Some(processing))
             .with_padding(None)
             .with_truncation(Some(TruncationParams {
-                direction: match settings.truncation_side {
-                    Side::Left => TruncationDirection::Left,
-                    Side::Right => TruncationDirection::Right,
-                },
+                direction,
                 max_length,
                 strategy: TruncationStrategy::LongestFirst,
                 stride: 0,
             }))
-            .map_err(|error| invalid(error.to_string()))?;
-        Self::checked(tokenizer, config).map_err(invalid)
+            .map_err(|error| error.to_string())?;
+        Self::checked(tokenizer, config)
+    }
+
+    /// Reads BERT's tokenizer for a Q-Former of LAVIS, whose files have none:
+    /// `path` is `bert-base-uncased`'s `vocab.txt` or `tokenizer.json`, or the
+    /// directory of one. `[DEC]` is added where it is missing, and texts are cut
+    /// on the left to 128 tokens (LAVIS, `Blip2Base.init_tokenizer` and
+    /// `max_txt_len`).
+    ///
+    /// # Errors
+    /// As [`WordPiece::open_dir`].
+    pub fn open_lavis(path: &Path, config: &QFormerConfig) -> Result<Self> {
+        let path = match path.is_dir() {
+            true => [TOKENIZER_FILE, VOCABULARY_FILE]
+                .map(|file| path.join(file))
+                .into_iter()
+                .find(|file| file.is_file())
+                .ok_or_else(|| Error::NoTokenizer {
+                    dir: path.to_owned(),
+                })?,
+            false => path.to_owned(),
+        };
+        let mut tokenizer = match path.extension().is_some_and(|extension| extension == "txt") {
+            true => read_vocabulary(&path, &TokenizerConfig::default())?,
+            false => read_json(&path)?,
+        };
+        let dec = AddedToken::from("[DEC]", true);
+        tokenizer
+            .add_special_tokens([dec])
+            .map_err(|error| invalid(&path)(error.to_string()))?;
+        Self::finished(
+            tokenizer,
+            TruncationDirection::Left,
+            LAVIS_MAX_LENGTH.min(config.max_position_embeddings),
+            config,
+        )
+        .map_err(invalid(&path))
     }
 
     /// Reads a file that [`WordPiece::save`] wrote.

@@ -11,16 +11,17 @@ writes, into `tests/golden/lavis/`:
 - `blip2_caption_opt.pth`: the same with a tower of its own for larger pictures;
 - `minigpt4.pth`, `minigpt4_llama2.pth`: `llama_proj` alone;
 - `opt.gguf`, `mpt.gguf`, `t5.gguf`, `vicuna-v0.gguf`, `vicuna-v1.1.gguf`: headers of language models;
-- `minigpt_v2.pth`: a name that only a LoRA has;
+- `minigpt_v2.pth`: `llama_proj` and a LoRA of the Llama of `llm/`;
+- `instruct_blip_vicuna.pth`, `instruct_blip_flant5.pth`: a Q-Former that reads text, with `llm_proj` or `t5_proj`;
 - `old.pth`: as PyTorch wrote files before 1.6;
 - `code.pth`: a pickle that would create a file were it run;
-- `NAME.safetensors`: `vision`, `queries` and `soft_prompt` of each model for the pictures of `llm/`, and
-  `interpolated`: position embeddings of the towers at other sizes;
-- `golden.json`: greedy answers of MiniGPT-4's two kinds before the Llama of `llm/`.
+- `NAME.safetensors`: `vision`, `queries` and `soft_prompt` of each model for the pictures of `llm/`, for InstructBLIP
+  with each of its instructions, and `interpolated`: position embeddings of the towers at other sizes;
+- `golden.json`: greedy answers of MiniGPT-4's kinds before the Llama of `llm/`, and InstructBLIP's instructions.
 
 The towers' weights are windows of a few storages, which torch.save writes once: 40 blocks take no more room than one.
 The reference is transformers' Blip2VisionModel and CLIPVisionModel (its last block but one, with LAVIS's `ln_vision`
-behind it) and Blip2QFormerModel under Hugging Face's names.
+behind it), Blip2QFormerModel and InstructBlipQFormerModel under Hugging Face's names.
 """
 
 import json
@@ -38,12 +39,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
+    BertTokenizer,
     Blip2QFormerConfig,
     Blip2QFormerModel,
     Blip2VisionConfig,
     Blip2VisionModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    InstructBlipQFormerConfig,
+    InstructBlipQFormerModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -52,10 +56,14 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 GOLDEN = Path(__file__).resolve().parent
 OUT = GOLDEN / "lavis"
 LLM = GOLDEN / "llm"
+WORDPIECE = GOLDEN / "instructblip/checkpoint/qformer_tokenizer"
 PATCH = 4
 EVA = dict(width=176, inner=48, blocks=40, grid=4)  # heads of 88
 CLIP = dict(width=128, inner=40, blocks=24, grid=4)  # heads of 64
 QFORMER = dict(width=128, inner=56, layers=3, queries=6)  # heads of 64
+TEXT = dict(words=430, positions=160)
+LORA_RANK = 8
+LORA_ALPHA = 16  # minigpt_v2.py
 N_EMBD = 128
 LARGER = 24  # pixels; the towers are for 16
 MAX_NEW_TOKENS = 16
@@ -142,7 +150,7 @@ def clip(pool):
     return state
 
 
-def qformer(pool, encoder_width):
+def qformer(pool, encoder_width, reads_text=False, projection="opt_proj"):
     width, inner = QFORMER["width"], QFORMER["inner"]
 
     def dense(name, rows, columns):
@@ -162,11 +170,28 @@ def qformer(pool, encoder_width):
             state |= dense(f"{layer}{name}.self.value", width, keys)
             state |= dense(f"{layer}{name}.output.dense", width, width)
             state |= norm(f"{layer}{name}.output.LayerNorm", width)
-        state |= dense(f"{layer}intermediate_query.dense", inner, width)
-        state |= dense(f"{layer}output_query.dense", width, inner)
-        state |= norm(f"{layer}output_query.LayerNorm", width)
+        for branch in ["_query"] + [""] * reads_text:
+            state |= dense(f"{layer}intermediate{branch}.dense", inner, width)
+            state |= dense(f"{layer}output{branch}.dense", width, inner)
+            state |= norm(f"{layer}output{branch}.LayerNorm", width)
+    if reads_text:
+        for table, rows in [("word", TEXT["words"]), ("position", TEXT["positions"])]:
+            state |= {f"Qformer.bert.embeddings.{table}_embeddings.weight": pool.weight(rows, width)}
     state |= {"Qformer.bert.embeddings.position_ids": torch.arange(512)[None]}
-    state |= dense("opt_proj", N_EMBD, width)
+    state |= dense(projection, N_EMBD, width)
+    return state
+
+
+def lora(pool):
+    """Of MiniGPT-v2's layers, small enough to be a change and large enough to show."""
+    config = json.loads((LLM / "checkpoint/config.json").read_text())["text_config"]
+    width, head = config["hidden_size"], config["head_dim"]
+    state = {}
+    for i in range(config["num_hidden_layers"]):
+        for name, heads in [("q_proj", config["num_attention_heads"]), ("v_proj", config["num_key_value_heads"])]:
+            layer = f"llama_model.base_model.model.model.layers.{i}.self_attn.{name}"
+            state[f"{layer}.lora_A.default.weight"] = pool.weight(LORA_RANK, width)
+            state[f"{layer}.lora_B.default.weight"] = pool.weight(heads * head, LORA_RANK)
     return state
 
 
@@ -267,6 +292,43 @@ def qformer_reference(state, encoder_width):
     ).last_hidden_state
 
 
+def instruct_reference(state, encoder_width):
+    width = QFORMER["width"]
+    config = InstructBlipQFormerConfig(
+        hidden_size=width, intermediate_size=QFORMER["inner"], num_hidden_layers=QFORMER["layers"],
+        num_attention_heads=width // 64, encoder_hidden_size=encoder_width, cross_attention_frequency=2,
+        vocab_size=TEXT["words"], max_position_embeddings=TEXT["positions"],
+    )  # fmt: skip
+    model = InstructBlipQFormerModel(config).eval()
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith("Qformer.bert.") and "position_ids" not in name:
+            name = name.removeprefix("Qformer.bert.").replace("embeddings.LayerNorm", "embeddings.layernorm")
+            renamed[name.replace(".self.", ".attention.")] = tensor
+    missing, unexpected = model.load_state_dict(renamed, strict=False)
+    assert not unexpected and missing in ([], ["embeddings.position_ids"]), (missing, unexpected)
+    queries = state["query_tokens"]
+
+    def run(vision, ids):
+        ids = torch.tensor([ids]).expand(len(vision), -1)
+        return model(
+            input_ids=ids, attention_mask=torch.ones(len(vision), queries.shape[1] + ids.shape[1]),
+            query_embeds=queries.expand(len(vision), -1, -1), encoder_hidden_states=vision,
+        ).last_hidden_state[:, : queries.shape[1]]  # fmt: skip
+
+    return run
+
+
+INSTRUCTIONS = ["", "What colour is it?", " ".join(f"{i} pictures and" for i in range(70))]
+
+
+def wordpiece():
+    """As LAVIS makes it of BERT's: `[DEC]` added, texts cut on the left to 128 tokens."""
+    tokenizer = BertTokenizer.from_pretrained(WORDPIECE, truncation_side="left")
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    return [tokenizer(text, truncation=True, max_length=128)["input_ids"] for text in INSTRUCTIONS]
+
+
 def resized(positions, grid, align_corners):
     """`interpolate_pos_embed` of LAVIS: [1 + n * n, width] to [1 + grid * grid, width]."""
     side = math.isqrt(len(positions) - 1)
@@ -299,6 +361,7 @@ SYSTEM = (
 LAYOUTS = {  # with <s> where the token goes
     "minigpt4": "<s>" + SYSTEM + "###Human: <Img><ImageHere></Img> {}###Assistant: ",
     "minigpt4_llama2": "<s>" + SYSTEM + "<s>[INST] <Img><ImageHere></Img> {} [/INST] ",
+    "minigpt_v2": "<s><s>[INST] <Img><ImageHere></Img> {} [/INST]",
 }
 QUESTIONS = ["what colour is it?", "Describe the shape", "it's two circles; a line", "how many are there?", "1 + 1"]
 
@@ -361,6 +424,15 @@ def write_code(path):
         archive.writestr("code/version", "3\n")
 
 
+def merge(model, change):
+    for name, down in change.items():
+        if ".lora_A." not in name:
+            continue
+        up = change[name.replace(".lora_A.", ".lora_B.")]
+        target = name.removeprefix("llama_model.base_model.model.").split(".lora_A.")[0]
+        model.get_submodule(target).weight += LORA_ALPHA / LORA_RANK * (up @ down)
+
+
 @torch.no_grad()
 def main():
     torch.set_num_threads(1)
@@ -390,8 +462,12 @@ def main():
     header(OUT / "vicuna-v0.gguf", "llama", "vicuna-7b-v0")
     header(OUT / "vicuna-v1.1.gguf", "llama", "Vicuna 7B v1.1")
     write_code(OUT / "code.pth")
-    lora = {"llama_model.base_model.model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(2, 2)}
-    torch.save(trained(lora | {"llama_proj.weight": torch.zeros(2, 2)}), OUT / "minigpt_v2.pth")
+    change = lora(Pool(7, torch.float32, 4_000))
+    torch.save(trained(llama2 | change), OUT / "minigpt_v2.pth")
+    text_state = qformer(Pool(8, torch.float16, 56_000), EVA["width"], True, "llm_proj")
+    torch.save(trained(text_state), OUT / "instruct_blip_vicuna.pth")
+    t5_state = {name.replace("llm_proj", "t5_proj"): tensor for name, tensor in text_state.items()}
+    torch.save(trained(t5_state), OUT / "instruct_blip_flant5.pth")
     torch.save({"query_tokens": torch.zeros(1, 2, 64)}, OUT / "old.pth", _use_new_zipfile_serialization=False)
 
     eva_state, clip_state, caption_state, llama2 = f32(eva_state), f32(clip_state), f32(caption_state), f32(llama2)
@@ -427,6 +503,8 @@ def main():
         "caption": (eva_reference(caption_tower, ln_vision(caption_state), larger), caption_state, "opt_proj", LARGER),
         "minigpt4": (eva_reference(eva_state, ln_vision(opt_state), 4), opt_state | minigpt4, "llama_proj", 16),
         "minigpt4_llama2": (eva_reference(eva_state, ones, 4), llama2, "llama_proj", 16),
+        "minigpt_v2": (eva_reference(eva_state | {"pos_embed": at["eva"][None]}, ones, larger), llama2, "llama_proj",
+                       LARGER),
     }  # fmt: skip
     for name, (tower, state, projection, size) in models.items():
         names, batch = pixels(size)
@@ -442,9 +520,19 @@ def main():
         save_file({"vision": vision[:1].clone(), "queries": queries[kept].clone(),
                    "soft_prompt": soft_prompt[kept].clone()}, OUT / f"{name}.safetensors")  # fmt: skip
         golden["pictures"] = names
+        if name == "minigpt_v2":
+            merge(model, change)
         if name in LAYOUTS:
             golden[name] = answers(model, tokenizer, name, names, soft_prompt)
             print(name, len(golden[name]), "answers,", len({str(c["answer_ids"]) for c in golden[name]}), "apart")
+    text_state = f32(text_state)
+    vision = eva_reference(eva_state, ln_vision(text_state), 4)(pixels(16)[1][:2])
+    read = instruct_reference(text_state, EVA["width"])
+    queries = torch.stack([read(vision, ids) for ids in wordpiece()])
+    soft_prompt = F.linear(queries, text_state["llm_proj.weight"], text_state["llm_proj.bias"])
+    print("instruct apart by", [(queries[0] - other).abs().max().item() for other in queries[1:]])
+    save_file({"vision": vision[:1].clone(), "queries": queries, "soft_prompt": soft_prompt}, OUT / "instruct.safetensors")
+    golden["instructions"] = INSTRUCTIONS
     (OUT / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
     print(sum(path.stat().st_size for path in OUT.iterdir()), "bytes")
 

@@ -115,37 +115,214 @@ fn minigpt4_with_and_without_a_q_former_equals_the_reference() {
 
 #[test]
 fn minigpt4_answers_as_the_reference_does() {
-    let golden_answers = golden_answers();
     for (name, sources) in [
         ("minigpt4", &MINIGPT4[..]),
         ("minigpt4_llama2", &MINIGPT4_LLAMA2),
     ] {
         let (_dir, bundle) = converted(sources, &golden("llm/llm.gguf"), &[]);
-        let cases = golden_answers[name].as_array().unwrap();
-        assert!(cases.len() >= 20);
-        for case in cases {
-            let text = stdout(
-                qbridge(["ask", "--json", "--cache-type", "f32"])
-                    .args(["--temperature", "0", "--repetition-penalty", "1"])
-                    .args([
-                        "--max-tokens",
-                        &golden_answers["max_new_tokens"].to_string(),
-                    ])
-                    .arg(&bundle)
-                    .arg(golden(&format!(
-                        "llm/pictures/{}.png",
-                        case["picture"].as_str().unwrap()
-                    )))
-                    .arg(case["question"].as_str().unwrap()),
-            );
-            let answer: Value = serde_json::from_str(&text).unwrap();
-            assert_eq!(answer["token_ids"], case["answer_ids"], "{name} {case}");
-            assert_eq!(
-                answer["usage"]["prompt_tokens"], case["prompt_rows"],
-                "{case}"
-            );
+        assert_answers(name, &bundle, 20);
+    }
+}
+
+/// Greedy answers equal the golden ones, of which there are `n` at least.
+fn assert_answers(name: &str, bundle: &Path, n: usize) {
+    let golden_answers = golden_answers();
+    let cases = golden_answers[name].as_array().unwrap();
+    assert!(cases.len() >= n);
+    for case in cases {
+        let text = stdout(
+            qbridge(["ask", "--json", "--cache-type", "f32"])
+                .args(["--temperature", "0", "--repetition-penalty", "1"])
+                .args([
+                    "--max-tokens",
+                    &golden_answers["max_new_tokens"].to_string(),
+                ])
+                .arg(bundle)
+                .arg(golden(&format!(
+                    "llm/pictures/{}.png",
+                    case["picture"].as_str().unwrap()
+                )))
+                .arg(case["question"].as_str().unwrap()),
+        );
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(answer["token_ids"], case["answer_ids"], "{name} {case}");
+        assert_eq!(
+            answer["usage"]["prompt_tokens"], case["prompt_rows"],
+            "{case}"
+        );
+    }
+}
+
+/// The Llama of `llm/` alone, as transformers saves it.
+fn llama() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let from = golden("llm/checkpoint");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(from.join(file), dir.path().join(file)).unwrap();
+    }
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    let config = config["text_config"].to_string();
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let tensors =
+        candle_core::safetensors::load(from.join("model.safetensors"), &Device::Cpu).unwrap();
+    let tensors = tensors.into_iter().filter_map(|(name, tensor)| {
+        let name = name.strip_prefix("language_model.")?.to_owned();
+        Some((name, tensor))
+    });
+    let path = dir.path().join("model.safetensors");
+    candle_core::safetensors::save(&tensors.collect(), path).unwrap();
+    dir
+}
+
+const MINIGPT_V2: [&str; 2] = ["minigpt_v2.pth", "eva_vit_g.pth"];
+
+#[test]
+fn minigpt_v2_s_lora_is_merged() {
+    let llama = llama();
+    let args = ["--llm-quant", "f32", "--image-size", "24"];
+    equals_the_reference("minigpt_v2", &MINIGPT_V2, llama.path(), &args);
+    let (_dir, bundle) = converted(&MINIGPT_V2, llama.path(), &args);
+    assert_answers("minigpt_v2", &bundle, 20);
+}
+
+#[test]
+fn minigpt_v2_reads_pictures_of_448_pixels() {
+    let (_dir, bundle) = converted(&MINIGPT_V2, llama().path(), &[]);
+    let manifest = std::fs::read_to_string(bundle.join("bundle.toml")).unwrap();
+    assert!(manifest.contains("image_size = 448"), "{manifest}");
+    assert!(manifest.contains("num_query_tokens = 3136"), "{manifest}");
+}
+
+#[test]
+fn a_lora_goes_only_with_weights_that_it_fits() {
+    refused(
+        &MINIGPT_V2,
+        "opt.gguf",
+        &["MiniGPT-v2", "LoRA", "directory"],
+    );
+    let llama = llama();
+    let path = llama.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let name = "model.layers.1.self_attn.v_proj.weight";
+    let narrow = tensors[name].narrow(0, 0, 32).unwrap();
+    tensors.insert(name.to_owned(), narrow.contiguous().unwrap());
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("model");
+    let error = one_line_error(&mut convert(&MINIGPT_V2, llama.path(), &out));
+    assert!(
+        error.contains(name) && error.contains("[64, 128]") && error.contains("[32, 128]"),
+        "{error}"
+    );
+}
+
+const INSTRUCT: [&str; 2] = ["instruct_blip_vicuna.pth", "eva_vit_g.pth"];
+
+/// The golden tokenizer, as BERT's own files have it.
+fn bert() -> PathBuf {
+    golden("instructblip/checkpoint/qformer_tokenizer")
+}
+
+#[test]
+fn instructblip_equals_the_reference() {
+    let expected =
+        candle_core::safetensors::load(lavis("instruct.safetensors"), &Device::Cpu).unwrap();
+    // BERT's vocabulary has no [DEC].
+    let tokenizer: Value =
+        serde_json::from_slice(&std::fs::read(bert().join("tokenizer.json")).unwrap()).unwrap();
+    let mut words: Vec<(u64, &str)> = tokenizer["model"]["vocab"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(word, id)| (id.as_u64().unwrap(), word.as_str()))
+        .filter(|(_, word)| *word != "[DEC]")
+        .collect();
+    words.sort();
+    let dir = tempfile::tempdir().unwrap();
+    let vocabulary = dir.path().join("vocab.txt");
+    let lines: Vec<&str> = words.into_iter().map(|(_, word)| word).collect();
+    std::fs::write(&vocabulary, lines.join("\n") + "\n").unwrap();
+
+    let golden_answers = golden_answers();
+    let files = [bert(), bert().join("tokenizer.json"), vocabulary];
+    for (index, tokenizer) in files.iter().enumerate() {
+        let args = ["--qformer-tokenizer", tokenizer.to_str().unwrap()];
+        let (_dir, bundle) = converted(&INSTRUCT, &golden("llm/llm.gguf"), &args);
+        for (i, instruction) in golden_answers["instructions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .enumerate()
+        {
+            for picture in 0..2 {
+                let name = golden_answers["pictures"][picture].as_str().unwrap();
+                let out = dir.path().join("encoded.safetensors");
+                stdout(
+                    qbridge(["encode", "--instruction", instruction.as_str().unwrap()])
+                        .arg(&bundle)
+                        .arg(golden(&format!("llm/pictures/{name}.png")))
+                        .arg("--out")
+                        .arg(&out),
+                );
+                let found = candle_core::safetensors::load(&out, &Device::Cpu).unwrap();
+                for stage in ["queries", "soft_prompt"] {
+                    let expected = expected[stage].get(i).unwrap();
+                    let expected = expected.narrow(0, picture, 1).unwrap();
+                    let what = format!("instruct {index} {i} {stage}");
+                    assert_close(&what, &found[stage], &expected);
+                }
+            }
         }
     }
+}
+
+#[test]
+fn instructblip_is_known_by_its_projection() {
+    let args = ["--qformer-tokenizer", bert().to_str().unwrap()].map(str::to_owned);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    for (file, llm, words) in [
+        (
+            INSTRUCT[0],
+            "vicuna-v1.1.gguf",
+            ["penalize_prompt = false", "bos_token = \"eos\""],
+        ),
+        (
+            "instruct_blip_flant5.pth",
+            "t5.gguf",
+            ["repetition_penalty = 1.5", "eos = true"],
+        ),
+    ] {
+        let (_dir, bundle) = converted(&[file, INSTRUCT[1]], &lavis(llm), &args);
+        let manifest = std::fs::read_to_string(bundle.join("bundle.toml")).unwrap();
+        assert!(manifest.contains("family = \"instructblip\""), "{manifest}");
+        for word in words {
+            assert!(manifest.contains(word), "{word} is not in {manifest}");
+        }
+    }
+    refused(
+        &INSTRUCT,
+        "vicuna-v1.1.gguf",
+        &["--qformer-tokenizer", "bert-base-uncased"],
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let opt = ["blip2_pretrained_opt.pth", "eva_vit_g.pth"];
+    let out = dir.path().join("model");
+    let error = one_line_error(convert(&opt, &lavis("opt.gguf"), &out).args(&args));
+    assert!(error.contains("reads no text"), "{error}");
+    let error = one_line_error(
+        qbridge(["convert"])
+            .arg(golden("instructblip/checkpoint"))
+            .args(&args)
+            .arg("--out")
+            .arg(&out),
+    );
+    assert!(error.contains("has its own or needs none"), "{error}");
+    std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    let args = ["--qformer-tokenizer", dir.path().to_str().unwrap()];
+    let llm = lavis("vicuna-v1.1.gguf");
+    let error = one_line_error(convert(&INSTRUCT, &llm, &out).args(args));
+    assert!(error.contains("tokenizer.json"), "{error}");
 }
 
 /// Position embeddings as they lie in a converted model.
@@ -210,11 +387,6 @@ fn files_that_make_no_model_are_told_what_is_missing() {
         &["rows of 128", "rows of 176", "clip_vit_L.pth"],
     );
     refused(&[opt, opt], "opt.gguf", &["is in both"]);
-    refused(
-        &["minigpt_v2.pth", "eva_vit_g.pth"],
-        "opt.gguf",
-        &["lora_A", "MiniGPT-v2"],
-    );
     refused(&["old.pth"], "opt.gguf", &["PyTorch 1.6", "save it again"]);
 }
 

@@ -37,6 +37,9 @@ pub struct GenerationDefaults {
     pub length_penalty: f32,
     /// Penalty of tokens that are there already; 1 is off.
     pub repetition_penalty: f32,
+    /// Whether that penalty counts the prompt's tokens beside the answer's. LAVIS and MiniGPT-4 give `generate`
+    /// embeddings alone, which knows no prompt then.
+    pub penalize_prompt: bool,
     /// Sampling temperature; 0 is greedy.
     pub temperature: f32,
     /// Keep this many of the likeliest tokens; 0 keeps all.
@@ -56,6 +59,7 @@ impl Default for GenerationDefaults {
             num_beams: sampling.num_beams,
             length_penalty: sampling.length_penalty,
             repetition_penalty: sampling.repetition_penalty,
+            penalize_prompt: true,
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,

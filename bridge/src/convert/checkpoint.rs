@@ -1,12 +1,13 @@
 //! What is converted: the vision side of a checkpoint, in whichever layout.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use prompts::Layout;
 use qformer::WordPiece;
 use qformer::checkpoint::{Checkpoint, Weight};
 use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
-use qformer::lavis::{LavisModel, Projection};
+use qformer::lavis::{LavisModel, LowRank, Projection};
 use qformer::positions::{Align, resized};
 use qformer::preprocess::Preprocessing;
 
@@ -59,19 +60,33 @@ enum Tensors {
 impl Source {
     /// Reads the headers of a checkpoint: a directory that transformers saved,
     /// or `.pth` files. `image_size` is the side of the pictures it shall read,
-    /// the checkpoint's own where none is given.
+    /// the checkpoint's own where none is given, and `qformer_tokenizer` the
+    /// tokenizer that LAVIS's files lack.
     ///
     /// # Errors
     /// It is none, or of a kind that is not known.
-    pub fn open(paths: &[PathBuf], image_size: Option<usize>) -> Result<Self> {
+    pub fn open(
+        paths: &[PathBuf],
+        image_size: Option<usize>,
+        qformer_tokenizer: Option<&Path>,
+    ) -> Result<Self> {
         let dir = paths.iter().find(|path| path.is_dir());
         match (paths, dir) {
-            ([dir], Some(_)) => Self::hugging_face(dir, image_size),
+            ([dir], Some(_)) => match qformer_tokenizer {
+                None => Self::hugging_face(dir, image_size),
+                Some(tokenizer) => Err(Error::Convert {
+                    path: tokenizer.to_owned(),
+                    reason: format!(
+                        "a tokenizer for the Q-Former goes with .pth files of LAVIS; {} has its own or needs none",
+                        dir.display()
+                    ),
+                }),
+            },
             (_, Some(dir)) => Err(Error::Convert {
                 path: dir.clone(),
                 reason: "a directory is a checkpoint of its own; give it alone".to_owned(),
             }),
-            (_, None) => Self::lavis(paths, image_size),
+            (_, None) => Self::lavis(paths, image_size, qformer_tokenizer),
         }
     }
 
@@ -109,38 +124,41 @@ impl Source {
         })
     }
 
-    fn lavis(paths: &[PathBuf], image_size: Option<usize>) -> Result<Self> {
+    fn lavis(
+        paths: &[PathBuf],
+        image_size: Option<usize>,
+        qformer_tokenizer: Option<&Path>,
+    ) -> Result<Self> {
         let mut model = LavisModel::open(paths)?;
         if let Some(size) = image_size {
             model.set_image_size(size)?;
         }
         let names: Vec<String> = paths.iter().map(|path| super::base_name(path)).collect();
+        let name = names.join(" + ");
+        let qformer_tokenizer = read_lavis_tokenizer(&model, &name, qformer_tokenizer)?;
+        let reads_text = qformer_tokenizer.is_some();
         let (family, layout, llm_type) = match model.projection() {
+            Projection::Llama if model.has_lora() => (MINIGPT4, "minigpt-v2", "llama"),
             Projection::Llama if model.qformer().is_some() => (MINIGPT4, "minigpt4", "llama"),
             Projection::Llama => (MINIGPT4, "minigpt4-llama2", "llama"),
-            _ if model.reads_text() => {
-                return Err(Error::Convert {
-                    path: paths[0].clone(),
-                    reason: "an InstructBLIP of LAVIS has no tokenizer for its Q-Former; convert the \
-                             same model as Hugging Face has it, such as Salesforce/instructblip-vicuna-7b"
-                        .to_owned(),
-                });
-            }
+            Projection::T5 if reads_text => (INSTRUCT_BLIP, "instructblip-t5", "t5"),
+            Projection::Llm if reads_text => (INSTRUCT_BLIP, "instructblip", "llama"),
             Projection::Opt => (BLIP2, "blip2-opt", "opt"),
             Projection::T5 => (BLIP2, "blip2-t5", "t5"),
             Projection::Llm => (BLIP2, "blip2", "llama"),
         };
-        let generation = match model.projection() {
-            Projection::Llama => minigpt4_generation(),
-            _ => lavis_generation(),
+        let generation = match (model.projection(), reads_text) {
+            (Projection::Llama, _) => minigpt4_generation(),
+            (_, true) => lavis_instruct_generation(),
+            (_, false) => lavis_generation(),
         };
         Ok(Self {
-            name: names.join(" + "),
+            name,
             family,
             num_query_tokens: model.num_query_tokens(),
             vision: model.vision().clone(),
             qformer: model.qformer().cloned(),
-            qformer_tokenizer: None,
+            qformer_tokenizer,
             preprocessing: Preprocessing::clip(model.vision().image_size),
             layout: Layout::preset(layout)?,
             generation,
@@ -161,6 +179,17 @@ impl Source {
         match &self.tensors {
             Tensors::HuggingFace(checkpoint) => Some(checkpoint),
             Tensors::Lavis(_) => None,
+        }
+    }
+
+    /// What a LoRA adds to the language model's tensors, by their names.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn lora(&self) -> Result<BTreeMap<String, LowRank>> {
+        match &self.tensors {
+            Tensors::HuggingFace(_) => Ok(BTreeMap::new()),
+            Tensors::Lavis(model) => Ok(model.lora()?),
         }
     }
 
@@ -189,11 +218,49 @@ impl Source {
     }
 }
 
+/// The tokenizer of a Q-Former that reads text, which LAVIS takes from BERT.
+fn read_lavis_tokenizer(
+    model: &LavisModel,
+    name: &str,
+    path: Option<&Path>,
+) -> Result<Option<WordPiece>> {
+    let reads_text = model
+        .qformer()
+        .filter(|config| config.use_qformer_text_input);
+    match (reads_text, path) {
+        (Some(config), Some(path)) => Ok(Some(WordPiece::open_lavis(path, config)?)),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(Error::Convert {
+            path: PathBuf::from(name),
+            reason: "this InstructBLIP's Q-Former reads text, and LAVIS's files lack its tokenizer; give \
+                     bert-base-uncased's vocab.txt or tokenizer.json with --qformer-tokenizer"
+                .to_owned(),
+        }),
+        (None, Some(path)) => Err(Error::Convert {
+            path: path.to_owned(),
+            reason: format!("the Q-Former in {name} reads no text; leave its tokenizer out"),
+        }),
+    }
+}
+
+/// LAVIS, `blip2_vicuna_instruct.py` and `blip2_t5_instruct.py`, `generate`.
+fn lavis_instruct_generation() -> GenerationDefaults {
+    GenerationDefaults {
+        max_tokens: 256,
+        min_tokens: 1,
+        penalize_prompt: false,
+        num_beams: 5,
+        repetition_penalty: 1.5,
+        ..GenerationDefaults::default()
+    }
+}
+
 /// LAVIS, `blip2_opt.py` and `blip2_t5.py`, `generate`.
 fn lavis_generation() -> GenerationDefaults {
     GenerationDefaults {
         max_tokens: 30,
         min_tokens: 1,
+        penalize_prompt: false,
         num_beams: 5,
         ..GenerationDefaults::default()
     }
@@ -204,6 +271,7 @@ fn minigpt4_generation() -> GenerationDefaults {
     GenerationDefaults {
         max_tokens: 300,
         min_tokens: 1,
+        penalize_prompt: false,
         temperature: 1.0,
         top_p: 0.9,
         repetition_penalty: 1.05,

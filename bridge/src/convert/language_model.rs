@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use super::base_name;
 use super::checkpoint::Source;
 use super::llm::{LlmConversion, LlmParts, LlmQuant};
+use super::lora::Merged;
 use crate::language_model::GgufInfo;
 use crate::{Error, Result};
 
@@ -35,7 +36,17 @@ impl LlmSource {
     /// the checkpoint `source`.
     pub fn open(llm: Option<&Path>, quant: Option<LlmQuant>, source: &Source) -> Result<Self> {
         let (dir, quant) = match (llm, quant) {
-            (Some(gguf), None) => return Ok(Self::Gguf(gguf.to_owned())),
+            (Some(gguf), None) => {
+                if !source.lora()?.is_empty() {
+                    return Err(Error::Convert {
+                        path: gguf.to_owned(),
+                        reason: "MiniGPT-v2 has a LoRA, which is merged as weights become a GGUF; give \
+                                 Llama-2-7b-chat with --llm as the directory that transformers saved"
+                            .to_owned(),
+                    });
+                }
+                return Ok(Self::Gguf(gguf.to_owned()));
+            }
             (Some(dir), Some(quant)) => (dir, quant),
             (None, quant) => match source.dir() {
                 Some(dir) => (dir, quant.unwrap_or(LlmQuant::Q4KM)),
@@ -147,10 +158,12 @@ impl Weights {
             Some(tensors) => tensors,
             None => source.hugging_face_tensors().ok_or_else(missing)?,
         };
+        let changes = source.lora()?;
+        let merged = Merged::new(tensors, &changes, &self.dir)?;
         let (config_path, name) = (self.dir.join(CONFIG_FILE), self.name(source));
         let conversion = LlmConversion::new(
             LlmParts {
-                tensors,
+                tensors: &merged,
                 prefix: self.prefix,
                 config: &self.config,
                 config_path: &config_path,

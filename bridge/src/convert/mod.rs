@@ -7,6 +7,7 @@
 mod checkpoint;
 mod language_model;
 pub mod llm;
+mod lora;
 mod pair;
 mod source;
 mod staging;
@@ -72,6 +73,8 @@ pub struct ConvertOptions {
     /// checkpoint's own where none is given. The ViT's positions are
     /// interpolated.
     pub image_size: Option<usize>,
+    /// BERT's tokenizer, for a Q-Former that reads text from `.pth` files.
+    pub qformer_tokenizer: Option<PathBuf>,
 }
 
 /// A model of a hub, as the bundle's manifest names it.
@@ -112,7 +115,8 @@ impl Conversion {
                 path: out.to_owned(),
             });
         }
-        let mut source = Source::open(sources, options.image_size)?;
+        let tokenizer = options.qformer_tokenizer.as_deref();
+        let mut source = Source::open(sources, options.image_size, tokenizer)?;
         if let Some(origin) = &options.origin {
             source.name.clone_from(&origin.model);
         }

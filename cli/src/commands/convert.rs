@@ -45,6 +45,7 @@ pub fn conversion_options(args: &ConversionArgs) -> Result<ConvertOptions> {
         llm_quant: (!is_gguf).then(|| args.llm_quant.unwrap_or(LlmQuant::Q4KM)),
         vision: Some(args.vision),
         image_size: args.image_size.map(usize::from),
+        qformer_tokenizer: args.qformer_tokenizer.clone(),
         ..naming_options(&args.naming)?
     })
 }

@@ -119,7 +119,7 @@ impl Weight<'_> {
 
 /// Elements of f32, f16 or bf16 from their little-endian bytes; none where the
 /// type is another.
-pub(super) fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+pub fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
     let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     match dtype {
         Dtype::F32 => bytes

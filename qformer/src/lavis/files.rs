@@ -88,11 +88,16 @@ impl Files {
         Ok(count)
     }
 
-    /// A tensor with `part` in its name.
-    pub fn containing(&self, part: &str) -> Option<&str> {
+    /// The tensors with `part` in their names.
+    pub fn names_containing<'a>(&'a self, part: &'a str) -> impl Iterator<Item = &'a str> {
         self.checkpoints
             .iter()
             .flat_map(Checkpoint::names)
-            .find(|name| name.contains(part))
+            .filter(move |name| name.contains(part))
+    }
+
+    /// A tensor with `part` in its name.
+    pub fn containing<'a>(&'a self, part: &'a str) -> Option<&'a str> {
+        self.names_containing(part).next()
     }
 }

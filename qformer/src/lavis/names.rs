@@ -13,6 +13,9 @@ use crate::{Error, Result};
 /// Where the Q-Former's layers begin in LAVIS.
 pub(super) const QFORMER_LAYERS: &str = "Qformer.bert.encoder.layer.";
 
+/// Where its embeddings do.
+pub(super) const QFORMER_EMBEDDINGS: &str = "Qformer.bert.embeddings.";
+
 pub(super) fn weights(model: &LavisModel) -> Result<Vec<Weight<'_>>> {
     let mut taken = Taken {
         files: &model.files,
@@ -234,11 +237,24 @@ impl<'a> Taken<'a> {
             "query_tokens",
             &[1, num_query_tokens, width],
         )?;
-        self.layer(
-            "qformer.layernorm",
-            "Qformer.bert.embeddings.LayerNorm",
-            &[width],
-        )?;
+        let embeddings = |part: &str| format!("{QFORMER_EMBEDDINGS}{part}");
+        let norm = if config.use_qformer_text_input {
+            let tables = [
+                ("word_embeddings", config.vocab_size),
+                ("position_embeddings", config.max_position_embeddings),
+            ];
+            for (table, rows) in tables {
+                self.take(
+                    &format!("qformer.embeddings.{table}.weight"),
+                    &embeddings(&format!("{table}.weight")),
+                    &[rows, width],
+                )?;
+            }
+            "qformer.embeddings.layernorm"
+        } else {
+            "qformer.layernorm"
+        };
+        self.layer(norm, &embeddings("LayerNorm"), &[width])?;
         for index in 0..config.num_hidden_layers {
             let to = |rest: &str| format!("qformer.encoder.layer.{index}.{rest}");
             let from = |rest: &str| format!("{QFORMER_LAYERS}{index}.{rest}");
@@ -261,9 +277,16 @@ impl<'a> Taken<'a> {
                 let output = format!("{attention}.output");
                 self.output(&to(&output), &from(&output), &[width, width])?;
             }
-            let dense = "intermediate_query.dense";
-            self.layer(&to(dense), &from(dense), &[inner, width])?;
-            self.output(&to("output_query"), &from("output_query"), &[width, inner])?;
+            let branches: &[&str] = match config.use_qformer_text_input {
+                true => &["_query", ""],
+                false => &["_query"],
+            };
+            for branch in branches {
+                let dense = format!("intermediate{branch}.dense");
+                self.layer(&to(&dense), &from(&dense), &[inner, width])?;
+                let output = format!("output{branch}");
+                self.output(&to(&output), &from(&output), &[width, inner])?;
+            }
         }
         Ok(())
     }

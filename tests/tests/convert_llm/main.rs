@@ -4,7 +4,6 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod bad_input;
-mod full_size;
 mod models;
 mod quantized;
 mod tokenizers;
