@@ -338,7 +338,7 @@ pub struct ConversionArgs {
     /// [default: Q4_K_M]
     #[arg(long, value_name = "TYPE")]
     pub llm_quant: Option<LlmQuant>,
-    /// Element type of ViT, Q-Former and projection: f16, bf16 or f32
+    /// Element type of ViT, Q-Former and projection: f16, bf16, f32, or int8 for a file of half f16's size
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_weight_type)]
     pub vision: WeightType,
     /// Side of the pictures it shall read, in pixels; the ViT's positions are interpolated
@@ -358,8 +358,8 @@ fn parse_weight_type(text: &str) -> Result<WeightType, String> {
         "f16" => Ok(WeightType::F16),
         "bf16" => Ok(WeightType::Bf16),
         "f32" => Ok(WeightType::F32),
-        "int8" => Err("8-bit vision towers cannot be run yet; f16 is the smallest".to_owned()),
-        _ => Err("expected f16, bf16 or f32".to_owned()),
+        "int8" => Ok(WeightType::Int8),
+        _ => Err("expected f16, bf16, f32 or int8".to_owned()),
     }
 }
 

@@ -352,7 +352,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// There is no such tensor, its shape is not `shape`, or its elements in
-    /// the file are not f32, f16 or bf16.
+    /// the file are not f32, f16, bf16 or 8 bits with their scales.
     pub fn tensor(
         &self,
         name: &str,
@@ -374,9 +374,33 @@ impl Checkpoint {
             (Dtype::F16, DType::F16) | (Dtype::BF16, DType::BF16) => {
                 Tensor::from_raw_buffer(&raw.read()?, dtype, shape, &Device::Cpu)?
             }
+            (Dtype::I8, _) => {
+                Tensor::from_vec(self.dequantized(&raw)?, shape, &Device::Cpu)?.to_dtype(dtype)?
+            }
             _ => Tensor::from_vec(raw.to_f32()?, shape, &Device::Cpu)?.to_dtype(dtype)?,
         };
         Ok(tensor.to_device(device)?)
+    }
+
+    /// The values of a matrix in 8 bits.
+    fn dequantized(&self, raw: &RawTensor) -> Result<Vec<f32>> {
+        let [rows, cols] = raw.shape else {
+            return Err(Error::DType {
+                path: raw.path.to_owned(),
+                tensor: raw.name.to_owned(),
+                found: raw.dtype,
+            });
+        };
+        let scale = self.raw(&format!("{}{}", raw.name, write::SCALE_SUFFIX))?;
+        if scale.shape != [*rows] {
+            return Err(Error::Shape {
+                path: scale.path.to_owned(),
+                tensor: scale.name.to_owned(),
+                expected: vec![*rows],
+                found: scale.shape.to_vec(),
+            });
+        }
+        Ok(write::dequantize(&raw.read()?, &scale.to_f32()?, *cols))
     }
 
     /// The tensors as `dtype` on `device`, to be taken by name and prefix.

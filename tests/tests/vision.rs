@@ -11,6 +11,7 @@ use qbridge_tests::golden_model::{GoldenModel as Golden, Stored, max_difference,
 use qformer::checkpoint::{Checkpoint, Values, Weight, WeightType, write_weights};
 use qformer::config::Blip2Config;
 use qformer::{Encoding, Error};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 
@@ -590,12 +591,65 @@ fn what_f16_cannot_hold_is_written_as_f32() {
 }
 
 #[test]
+fn matrices_in_8_bits_have_a_scale_for_each_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    let values = [127.0, -63.6, 0.4, 0.0, 0.0, 0.0, -2.54, 1.27, 0.013];
+    let matrix = |name: &str| Weight {
+        shape: vec![3, 3],
+        ..weight(name, &values)
+    };
+    let weights = [
+        matrix("a.weight"),
+        matrix("embeddings.weight"),
+        weight("a.bias", &[0.1, 0.2, 70000.0]),
+    ];
+    let weights: Vec<&Weight> = weights.iter().collect();
+    let told = std::cell::Cell::new(0);
+    let progress = |n| told.set(told.get() + n);
+    let kept = write_weights(&weights, Some(WeightType::Int8), &path, &progress).unwrap();
+    assert_eq!(kept, ["a.bias"]);
+    let written = Checkpoint::from_files(&[&path]).unwrap();
+    assert_eq!(written.dtype("a.weight").unwrap(), Dtype::I8);
+    assert_eq!(written.dtype("embeddings.weight").unwrap(), Dtype::F16);
+    let read =
+        |checkpoint: &Checkpoint| checkpoint.tensor("a.weight", &[3, 3], DType::F32, &Device::Cpu);
+    let found: Vec<f32> = read(&written)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap();
+    let expected = [127.0, -64.0, 0.0, 0.0, 0.0, 0.0, -2.54, 1.28, 0.02];
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    }
+    // Nine numbers and three scales, nine halves, three values.
+    assert_eq!(told.get(), 9 + 3 * 4 + 9 * 2 + 3 * 4);
+
+    // Without its scales, and with too few.
+    let bytes = std::fs::read(&path).unwrap();
+    let numbers = SafeTensors::deserialize(&bytes).unwrap();
+    let numbers = numbers.tensor("a.weight").unwrap();
+    for scales in [None, Some([0; 8])] {
+        let mut tensors = vec![("a.weight", numbers.clone())];
+        if let Some(scales) = &scales {
+            let scales = TensorView::new(Dtype::F32, vec![2], scales).unwrap();
+            tensors.push(("a.weight_scale", scales));
+        }
+        safetensors::serialize_to_file(tensors, None, &path).unwrap();
+        let error = read(&Checkpoint::from_files(&[&path]).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("a.weight_scale"), "{error}");
+    }
+}
+
+#[test]
 fn values_that_are_not_finite_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for value in [f32::NAN, f32::INFINITY] {
         let broken = weight("broken", &[1.0, value]);
         let path = dir.path().join("weights.safetensors");
-        for weight_type in [None, Some(WeightType::F16)] {
+        for weight_type in [None, Some(WeightType::F16), Some(WeightType::Int8)] {
             let error = write_weights(&[&broken], weight_type, &path, &|_| ()).unwrap_err();
             assert!(matches!(error, Error::NotFinite { .. }), "{error}");
         }

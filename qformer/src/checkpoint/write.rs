@@ -24,17 +24,27 @@ pub enum WeightType {
     Bf16,
     /// Single precision.
     F32,
+    /// The matrices of linear layers in 8 bits, each row with a scale of its
+    /// own; everything else as [`WeightType::F16`].
+    Int8,
 }
 
 impl WeightType {
+    /// Of what is not in 8 bits.
     fn dtype(self) -> Dtype {
         match self {
-            WeightType::F16 => Dtype::F16,
+            WeightType::F16 | WeightType::Int8 => Dtype::F16,
             WeightType::Bf16 => Dtype::BF16,
             WeightType::F32 => Dtype::F32,
         }
     }
 }
+
+/// What stands behind the name of a tensor in 8 bits to name its scales: f32,
+/// one for each row. A value is its number times its row's scale.
+pub(super) const SCALE_SUFFIX: &str = "_scale";
+/// Symmetric: -128 is not used.
+const INT8_MAX: f32 = 127.0;
 
 /// A tensor to be written.
 #[derive(Debug)]
@@ -72,11 +82,20 @@ impl<'a> From<RawTensor<'a>> for Weight<'a> {
 impl Weight<'_> {
     /// Bytes that it takes as `weight_type`, or as it is stored.
     pub fn size(&self, weight_type: Option<WeightType>) -> u64 {
+        if weight_type == Some(WeightType::Int8) && self.is_linear() {
+            let (rows, elements) = (self.shape[0], self.shape.iter().product::<usize>());
+            return (elements + rows * size_of::<f32>()) as u64;
+        }
         let width = match weight_type {
             Some(weight_type) => weight_type.dtype().bitsize() / 8,
             None => self.stored_dtype().bitsize() / 8,
         };
         self.shape.iter().product::<usize>() as u64 * width as u64
+    }
+
+    /// Whether it is the matrix of a linear layer, and no table of embeddings.
+    fn is_linear(&self) -> bool {
+        self.shape.len() == 2 && self.name.ends_with(".weight") && !self.name.contains("embeddings")
     }
 
     fn stored_dtype(&self) -> Dtype {
@@ -111,7 +130,10 @@ impl Weight<'_> {
         }
         match weight_type {
             None => Ok(self.stored_dtype()),
-            Some(WeightType::F16) if largest > f16::MAX.to_f32() => Ok(Dtype::F32),
+            Some(WeightType::Int8) if self.is_linear() => Ok(Dtype::I8),
+            Some(WeightType::F16 | WeightType::Int8) if largest > f16::MAX.to_f32() => {
+                Ok(Dtype::F32)
+            }
             Some(weight_type) => Ok(weight_type.dtype()),
         }
     }
@@ -134,6 +156,36 @@ pub fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
             .collect(),
         _ => Vec::new(),
     }
+}
+
+/// The scale of each row of `cols` values.
+fn scales(values: &[f32], cols: usize) -> Vec<f32> {
+    let largest = |row: &[f32]| row.iter().fold(0.0, |largest: f32, v| largest.max(v.abs()));
+    values
+        .chunks(cols.max(1))
+        .map(|row| largest(row) / INT8_MAX)
+        .collect()
+}
+
+/// Rows of `cols` values in 8 bits.
+fn quantize(values: &[f32], cols: usize) -> Vec<u8> {
+    let rows = values.chunks(cols.max(1)).zip(scales(values, cols));
+    let mut bytes = Vec::with_capacity(values.len());
+    for (row, scale) in rows {
+        let steps = if scale > 0.0 { scale.recip() } else { 0.0 };
+        bytes.extend(row.iter().map(|value| {
+            let steps = (value * steps).round_ties_even().clamp(-INT8_MAX, INT8_MAX);
+            steps as i8 as u8
+        }));
+    }
+    bytes
+}
+
+/// Rows of `cols` numbers of 8 bits, each times its row's scale.
+pub(super) fn dequantize(bytes: &[u8], scales: &[f32], cols: usize) -> Vec<f32> {
+    let rows = bytes.chunks(cols.max(1)).zip(scales);
+    rows.flat_map(|(row, scale)| row.iter().map(move |byte| f32::from(*byte as i8) * scale))
+        .collect()
 }
 
 fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
@@ -164,7 +216,8 @@ fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
 /// Writes `weights` to the safetensors file `path`: as `weight_type`, or, where
 /// none is given, in the type that each is stored in. `progress` is told the
 /// bytes of each tensor as it is written. Gives the names of the tensors that
-/// f16 cannot hold and that were therefore written as f32.
+/// f16 cannot hold and that were therefore written as f32. A tensor in 8 bits
+/// has its scales beside it, `NAME_scale`.
 ///
 /// # Errors
 /// A tensor is of no weight's type or holds a value that is not finite, or the
@@ -183,15 +236,23 @@ pub fn write_weights(
     typed.sort_by_key(|(_, dtype)| Reverse(dtype.bitsize()));
     let mut infos = Vec::with_capacity(typed.len());
     let mut end = 0;
-    for (weight, dtype) in &typed {
+    let mut add = |name: String, dtype: Dtype, shape: Vec<usize>| {
         let start = end;
-        end += weight.shape.iter().product::<usize>() * (dtype.bitsize() / 8);
+        end += shape.iter().product::<usize>() * (dtype.bitsize() / 8);
         let info = TensorInfo {
-            dtype: *dtype,
-            shape: weight.shape.clone(),
+            dtype,
+            shape,
             data_offsets: (start, end),
         };
-        infos.push((weight.name.clone(), info));
+        infos.push((name, info));
+    };
+    let scaled = || typed.iter().filter(|(_, dtype)| *dtype == Dtype::I8);
+    for (weight, _) in scaled() {
+        let name = format!("{}{SCALE_SUFFIX}", weight.name);
+        add(name, Dtype::F32, vec![weight.shape[0]]);
+    }
+    for (weight, dtype) in &typed {
+        add(weight.name.clone(), *dtype, weight.shape.clone());
     }
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let header = Metadata::new(Some(metadata), infos).and_then(|metadata| {
@@ -208,13 +269,19 @@ pub fn write_weights(
     let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io(path));
     write(&(header.len() as u64).to_le_bytes())?;
     write(&header)?;
+    for (weight, _) in scaled() {
+        let scales = from_f32(&scales(&weight.to_f32()?, weight.shape[1]), Dtype::F32);
+        write(&scales)?;
+        progress(scales.len() as u64);
+    }
     let mut kept = Vec::new();
     for (weight, dtype) in typed {
-        if weight_type == Some(WeightType::F16) && dtype == Dtype::F32 {
+        if dtype == Dtype::F32 && weight_type.is_some_and(|asked| asked.dtype() == Dtype::F16) {
             kept.push(weight.name.clone());
         }
         let bytes = match &weight.values {
             Values::Stored(tensor) if tensor.dtype == dtype => tensor.read()?,
+            _ if dtype == Dtype::I8 => quantize(&weight.to_f32()?, weight.shape[1]),
             _ => from_f32(&weight.to_f32()?, dtype),
         };
         write(&bytes)?;
