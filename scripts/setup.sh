@@ -12,7 +12,7 @@ ldconfig -p 2>/dev/null | grep -q 'libclang' || compgen -G '/usr/lib/llvm-*/lib/
     || missing+=(libclang-dev)
 
 if ! command -v cargo >/dev/null; then
-    echo "setup: cargo is missing; install Rust 1.90 or newer from https://rustup.rs, then run make again" >&2
+    echo "setup: cargo is missing; install Rust 1.94 or newer from https://rustup.rs, then run make again" >&2
     exit 1
 fi
 if ! python3 -m pip --version >/dev/null 2>&1; then
