@@ -119,7 +119,11 @@ fn the_api_keeps_to_its_document() {
 
 #[test]
 fn mixed_requests_leave_nothing_behind() {
-    let server = Server::start(&demo_bundle(), &["--cache-type", "f32"]);
+    // A cache of pictures that is soon full: what grows after that is a leak.
+    let server = Server::start(
+        &demo_bundle(),
+        &["--cache-type", "f32", "--image-cache", "1"],
+    );
     let pid = server.pid().to_string();
     let out = run(python("soak.py").args([&server.url, MODEL, &pid, "300", "8"]));
     let report: Value = serde_json::from_str(&out).unwrap();
