@@ -1,0 +1,56 @@
+//! The command line as typed.
+
+mod ask;
+mod caption;
+mod convert;
+mod encode;
+mod generation;
+mod inspect;
+mod pull;
+mod serve;
+
+use clap::{Parser, Subcommand};
+
+pub use ask::AskArgs;
+pub use caption::CaptionArgs;
+pub use convert::{BundleArgs, ConversionArgs, ConvertArgs, NamingArgs};
+pub use encode::EncodeArgs;
+pub use generation::{CacheType, EngineArgs, GenerationArgs};
+pub use inspect::InspectArgs;
+pub use pull::{HubArgs, PullArgs};
+pub use serve::{LogFormat, ServeArgs};
+
+/// Pictures to any GGUF language model.
+#[derive(Debug, Parser)]
+#[command(
+    name = "qbridge",
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.\nLogs go to stderr; QBRIDGE_LOG=debug shows more."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One command each.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Ask a question about a picture
+    Ask(AskArgs),
+    /// Caption pictures, one JSON line each
+    Caption(CaptionArgs),
+    /// Write a picture's tensors, without a language model
+    Encode(EncodeArgs),
+    /// Make a bundle from a published checkpoint
+    Convert(ConvertArgs),
+    /// Make a bundle from a model of the Hugging Face hub
+    Pull(PullArgs),
+    /// Put a bundle together from a checkpoint and a GGUF, every part as it is
+    Bundle(BundleArgs),
+    /// Print what a bundle holds
+    Inspect(InspectArgs),
+    /// Serve a bundle over OpenAI's chat completions API
+    Serve(ServeArgs),
+}
