@@ -233,6 +233,49 @@ impl Model {
     /// fit the context, or the queue is full. A picture at fault is told by
     /// the first event.
     pub fn submit(&self, request: Request) -> Result<Receiver<Event>> {
+        self.start(request, &[])
+    }
+
+    /// Starts a request whose answers are given, to learn what the model makes of them.
+    /// Each token of answer `i`, and the one that ends it as the layout has answers end,
+    /// comes with its log-probability as choice `i` of the events. The request's
+    /// settings of how tokens are chosen do not count.
+    ///
+    /// # Errors
+    /// Those of [`Model::submit`], and [`Error::InvalidRequest`] for no answers, an empty
+    /// one, or more than [`Model::max_sequences`].
+    pub fn score(&self, request: Request, answers: &[String]) -> Result<Receiver<Event>> {
+        let invalid = |reason: &str| {
+            let reason = reason.to_owned();
+            Err(Error::InvalidRequest { reason })
+        };
+        if answers.is_empty() {
+            return invalid("no answers to choose from: give at least one");
+        }
+        if answers.iter().any(|answer| answer.trim().is_empty()) {
+            return invalid("an answer to choose from is empty");
+        }
+        let request = Request {
+            sampling: Sampling {
+                n: answers.len(),
+                ..Sampling::default()
+            },
+            max_tokens: None,
+            stop: Vec::new(),
+            logit_bias: Vec::new(),
+            top_logprobs: Some(0),
+            format: None,
+            ..request
+        };
+        self.start(request, answers)
+    }
+
+    /// Sequences that are computed at once: the most answers or beams of a request.
+    pub fn max_sequences(&self) -> usize {
+        self.engine.options().slots
+    }
+
+    fn start(&self, request: Request, answers: &[String]) -> Result<Receiver<Event>> {
         // Before the pictures are encoded in vain.
         self.engine.check_sampling(&request.sampling)?;
         self.engine.check_logit_bias(&request.logit_bias)?;
@@ -242,6 +285,10 @@ impl Model {
         };
         let segments = self.render(&request)?;
         let instructions = self.instructions(&request);
+        let given = answers
+            .iter()
+            .map(|answer| self.answer_ids(&segments, answer))
+            .collect::<Result<Vec<_>>>()?;
         let pieces = tokenize(segments, &self.language_model)?;
         let n_prompt_tokens = self.count_rows(&pieces);
         if n_prompt_tokens == 0 {
@@ -268,6 +315,7 @@ impl Model {
             logit_bias: request.logit_bias,
             top_logprobs: request.top_logprobs,
             constraint,
+            given,
             stop_ids: self.manifest.prompt.stop_ids().to_vec(),
             stop,
             cache_prompt: request.cache_prompt,
@@ -317,6 +365,51 @@ impl Model {
             }
             Prompt::Raw(text) => layout.render_raw(text, n_images)?,
         })
+    }
+
+    /// The tokens of an answer behind a prompt, and what ends it.
+    fn answer_ids(&self, prompt: &[Segment], answer: &str) -> Result<Vec<i32>> {
+        let model = &self.language_model;
+        let layout = &self.manifest.prompt;
+        let mut text = answer.trim().to_owned();
+        let end = match (layout.stop_ids().first(), layout.stop().first()) {
+            (Some(&id), _) => Some(id),
+            (None, Some(stop)) => {
+                text.push_str(stop);
+                None
+            }
+            (None, None) => model.eos(),
+        };
+        let alone = model.tokenize(&text, false)?;
+        let mut ids = if model.is_encoder_decoder() {
+            alone
+        } else {
+            let rows = |pieces: Vec<Piece>| -> Vec<i32> {
+                let of_piece = |piece| match piece {
+                    Piece::Tokens(ids) => ids,
+                    // No token: only to be compared.
+                    Piece::Image(_) => vec![-1],
+                };
+                pieces.into_iter().flat_map(of_piece).collect()
+            };
+            let before = rows(tokenize(prompt.to_vec(), model)?);
+            // A word behind text has a space before it; behind `<|assistant|>` it has none.
+            let follows_text = before
+                .last()
+                .and_then(|&id| model.token_bytes(id).last().copied())
+                .is_some_and(|byte| !byte.is_ascii_whitespace());
+            if follows_text {
+                text.insert(0, ' ');
+            }
+            let mut whole = prompt.to_vec();
+            whole.push(Segment::text(text));
+            let whole = rows(tokenize(whole, model)?);
+            // Where a token reaches over the border, the prompt stays as it is.
+            let behind = whole.strip_prefix(before.as_slice());
+            behind.map_or(alone, <[i32]>::to_vec)
+        };
+        ids.extend(end);
+        Ok(ids)
     }
 
     fn count_rows(&self, pieces: &[Piece]) -> usize {

@@ -166,6 +166,10 @@ pub struct Sequence {
     /// With each token the logarithm of its probability and this many of the likeliest,
     /// at most 20. Not with beams.
     pub top_logprobs: Option<usize>,
+    /// Answers that are given instead of drawn, to learn what the model makes of them:
+    /// their tokens, `sampling.n` lists of them, none where answers are drawn. Each ends
+    /// with its last token, whatever tokens would end one that is drawn. Not with beams.
+    pub given: Vec<Vec<i32>>,
     /// The form that each answer must have. It says where one ends, so `stop_ids` do
     /// not count then. Not with beams.
     pub constraint: Option<Constraint>,
@@ -202,6 +206,7 @@ impl Sequence {
             penalize_prompt: true,
             logit_bias: Vec::new(),
             top_logprobs: None,
+            given: Vec::new(),
             constraint: None,
             stop_ids: Vec::new(),
             stop: Vec::new(),
@@ -466,6 +471,23 @@ impl Engine {
         {
             return invalid("beams tell no logprobs and follow no form".to_owned());
         }
+        let given = &sequence.given;
+        if !given.is_empty() {
+            if given.len() != sequence.sampling.n || sequence.sampling.num_beams > 1 {
+                return invalid(format!(
+                    "{} answers are given, and n is {} with {} beams",
+                    given.len(),
+                    sequence.sampling.n,
+                    sequence.sampling.num_beams
+                ));
+            }
+            if given.iter().any(Vec::is_empty) {
+                return invalid("an answer that is given has no tokens".to_owned());
+            }
+            if let Some(id) = (given.iter().flatten()).find(|&&id| !self.model.contains(id)) {
+                return invalid(format!("token {id} is not in the vocabulary"));
+            }
+        }
         let sequences = sequence.sampling.sequences();
         let too_long = Error::ContextLengthExceeded {
             n_prompt_tokens: n_prompt,
@@ -489,7 +511,13 @@ impl Engine {
         if room == 0 {
             return Err(too_long);
         }
-        let max_tokens = sequence.max_tokens.map_or(room, |max| max.min(room));
+        let longest = given.iter().map(Vec::len).max();
+        if longest.is_some_and(|longest| longest > room) {
+            return Err(too_long);
+        }
+        let max_tokens = longest
+            .or(sequence.max_tokens)
+            .map_or(room, |max| max.min(room));
         Ok(Need {
             n_prompt,
             n_image,

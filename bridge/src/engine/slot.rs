@@ -68,6 +68,8 @@ struct Branch {
     constraint: Option<Constraint>,
     /// Likeliest tokens to tell with each, where log-probabilities are asked for.
     top_logprobs: Option<usize>,
+    /// Its tokens, where they are given and not drawn.
+    given: Option<Vec<i32>>,
     is_done: bool,
 }
 
@@ -130,7 +132,11 @@ impl Slot {
         }
         ends.sort_unstable();
         ends.dedup();
-        let stop = StopStrings::new(sequence.stop);
+        let stop = StopStrings::new(match sequence.given.is_empty() {
+            true => sequence.stop,
+            false => Vec::new(),
+        });
+        let mut given = sequence.given.into_iter();
         let answer = |choice| Answer::new(choice, model, stop.clone());
         let search = if sampling.num_beams > 1 {
             Search::Beams {
@@ -144,7 +150,7 @@ impl Slot {
             }
         } else {
             let skipped = prompt_ids.len().saturating_sub(PENALTY_WINDOW);
-            let branch = |choice| {
+            let mut branch = |choice| {
                 let mut sampler = Sampler::of_choice(sampling, choice, model.n_vocab());
                 for &id in &prompt_ids[skipped..] {
                     sampler.accept(id);
@@ -154,10 +160,11 @@ impl Slot {
                     sampler,
                     constraint: sequence.constraint.as_ref().map(Constraint::fork),
                     top_logprobs: sequence.top_logprobs,
+                    given: given.next(),
                     is_done: false,
                 }
             };
-            Search::Sample((0..sampling.n).map(branch).collect())
+            Search::Sample((0..sampling.n).map(&mut branch).collect())
         };
         let mut slot = Slot {
             outbox: Outbox::new(sequence.events),
@@ -352,10 +359,6 @@ impl Slot {
                 context.fork(first, other);
             }
         }
-        let limits = Limits {
-            ends: &self.rules.ends,
-            max_tokens: self.max_tokens,
-        };
         let mut endings = Vec::new();
         let going_on = branches.iter_mut().filter(|branch| !branch.is_done);
         for (i, branch) in going_on.enumerate() {
@@ -368,6 +371,16 @@ impl Slot {
                 self.keys.push(RowKey::Token(id));
             }
             let is_last = branch.is_complete();
+            let limits = match &branch.given {
+                None => Limits {
+                    ends: &self.rules.ends,
+                    max_tokens: self.max_tokens,
+                },
+                Some(given) => Limits {
+                    ends: &[],
+                    max_tokens: given.len(),
+                },
+            };
             let answer = &mut branch.answer;
             let ending = answer.accept(id, logprobs, is_last, limits, model, &mut self.outbox);
             if let Some(ending) = ending {
@@ -459,7 +472,7 @@ impl Slot {
 }
 
 impl Branch {
-    /// Draws the next token by its logits.
+    /// The next token, and what the model made of it where that is asked for.
     fn draw(
         &mut self,
         logits: &[f32],
@@ -467,26 +480,7 @@ impl Branch {
         model: &LanguageModel,
         scratch: &mut Scratch,
     ) -> Result<(i32, Option<TokenLogprobs>)> {
-        let ids = self.answer.ids();
-        let allowed = match &mut self.constraint {
-            Some(constraint) => Some(constraint.allowed()?),
-            None => None,
-        };
-        let scores = if allowed.is_some() || rules.apply_after(ids.len()) {
-            likeliest(logits)?;
-            scratch.scores.clear();
-            scratch.scores.extend_from_slice(logits);
-            rules.apply(ids, allowed.as_ref(), &mut scratch.scores);
-            &scratch.scores
-        } else {
-            logits
-        };
-        let id = self.sampler.sample(scores, &mut scratch.candidates)?;
-        if let Some(constraint) = &mut self.constraint
-            && !rules.ends.contains(&id)
-        {
-            constraint.accept(id)?;
-        }
+        let id = self.choose(logits, rules, scratch)?;
         let of_token = self.top_logprobs.map(|n| {
             let (logprob, top) = logprobs(logits, id, n);
             let token = |id, logprob| {
@@ -508,6 +502,35 @@ impl Branch {
             }
         });
         Ok((id, of_token))
+    }
+
+    /// The next token: the one that is given, or one drawn by the rules.
+    fn choose(&mut self, logits: &[f32], rules: &Rules, scratch: &mut Scratch) -> Result<i32> {
+        let ids = self.answer.ids();
+        if let Some(&id) = self.given.as_ref().and_then(|given| given.get(ids.len())) {
+            likeliest(logits)?;
+            return Ok(id);
+        }
+        let allowed = match &mut self.constraint {
+            Some(constraint) => Some(constraint.allowed()?),
+            None => None,
+        };
+        let scores = if allowed.is_some() || rules.apply_after(ids.len()) {
+            likeliest(logits)?;
+            scratch.scores.clear();
+            scratch.scores.extend_from_slice(logits);
+            rules.apply(ids, allowed.as_ref(), &mut scratch.scores);
+            &scratch.scores
+        } else {
+            logits
+        };
+        let id = self.sampler.sample(scores, &mut scratch.candidates)?;
+        if let Some(constraint) = &mut self.constraint
+            && !rules.ends.contains(&id)
+        {
+            constraint.accept(id)?;
+        }
+        Ok(id)
     }
 
     /// Whether the form that the answer must have lets nothing follow.

@@ -8,10 +8,10 @@ use super::beams::{beam_cases, settings};
 use super::*;
 
 #[derive(Default)]
-struct Choice {
-    ids: Vec<i32>,
+pub struct Choice {
+    pub ids: Vec<i32>,
     text: String,
-    logprobs: Vec<TokenLogprobs>,
+    pub logprobs: Vec<TokenLogprobs>,
     summary: Option<Summary>,
 }
 
@@ -22,7 +22,7 @@ impl Choice {
 }
 
 /// All answers of a request, in their order.
-fn choices(mut receiver: Receiver<Event>, n: usize) -> Vec<Choice> {
+pub fn choices(mut receiver: Receiver<Event>, n: usize) -> Vec<Choice> {
     let mut found: Vec<Choice> = (0..n).map(|_| Choice::default()).collect();
     while let Some(event) = receiver.blocking_recv() {
         match event {

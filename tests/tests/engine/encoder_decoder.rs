@@ -3,12 +3,12 @@
 
 use super::*;
 
-struct T5Case {
-    parts: Vec<PromptPart>,
+pub struct T5Case {
+    pub parts: Vec<PromptPart>,
     /// One for each setting.
-    answers: Vec<Vec<i32>>,
+    pub answers: Vec<Vec<i32>>,
     /// With each kind of [`GELUS`].
-    first_logits: Vec<Vec<f32>>,
+    pub first_logits: Vec<Vec<f32>>,
 }
 
 /// Tanh GELU from a table in f16, as llama.cpp computes it on a CPU; tanh GELU; and
@@ -27,7 +27,7 @@ fn t5_settings() -> Vec<Sampling> {
     settings.as_array().unwrap().iter().map(setting).collect()
 }
 
-fn t5_cases() -> Vec<T5Case> {
+pub fn t5_cases() -> Vec<T5Case> {
     let bytes = std::fs::read(golden("t5/reference.safetensors")).unwrap();
     let reference = SafeTensors::deserialize(&bytes).unwrap();
     let soft_prompts = rows(&reference, "soft_prompt");
@@ -57,7 +57,7 @@ fn t5_cases() -> Vec<T5Case> {
         .collect()
 }
 
-fn t5_engine(slots: usize) -> Engine {
+pub fn t5_engine(slots: usize) -> Engine {
     let options = EngineOptions {
         slots,
         queue: 100,

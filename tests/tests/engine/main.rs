@@ -5,6 +5,7 @@
 mod beams;
 mod choices;
 mod encoder_decoder;
+mod given;
 mod golden_answers;
 mod prefixes;
 mod requests;
