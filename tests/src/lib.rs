@@ -201,6 +201,26 @@ impl Drop for Server {
     }
 }
 
+/// Runs an example of the library's documentation on the demo bundle and the directory
+/// of the demo's pictures, where `QBRIDGE_DEMO_BUNDLE` names that bundle.
+///
+/// # Panics
+/// The example fails.
+pub fn on_the_demo(
+    example: impl AsyncFnOnce(PathBuf, PathBuf) -> Result<(), Box<dyn std::error::Error>>,
+) {
+    if std::env::var_os("QBRIDGE_DEMO_BUNDLE").is_none() {
+        println!("SKIPPED: QBRIDGE_DEMO_BUNDLE is not set");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let pictures = repository().join("demo/pictures");
+    runtime
+        .expect("a runtime")
+        .block_on(example(demo_bundle(), pictures))
+        .expect("an example that works");
+}
+
 /// A chat request with one picture as a data URI.
 pub fn chat(picture: &[u8], question: &str) -> serde_json::Value {
     use base64::Engine;
