@@ -96,14 +96,34 @@ pub struct Usage {
 /// [`crate::model::Model`]; a picture found in the cache costs none of them.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 pub struct Timings {
-    /// Decoding the picture and turning it into normalized pixels.
+    /// Decoding the encoded picture.
+    pub image_decode: f64,
+    /// Resizing it and turning it into normalized pixels.
     pub preprocess: f64,
-    /// ViT, Q-Former and projection.
-    pub vision: f64,
+    /// The ViT, with the pictures of others that waited together.
+    pub vit: f64,
+    /// Q-Former and projection, likewise. A GPU computes in its own time: the ViT's
+    /// is told here then.
+    pub qformer: f64,
     /// Waiting for a slot.
     pub queue: f64,
     /// From admission to the first token's logits.
     pub prefill: f64,
     /// From the first token to the last.
     pub decode: f64,
+}
+
+impl Timings {
+    /// Each stage by its name, in the order in which a request passes them.
+    pub fn stages(&self) -> [(&'static str, f64); 7] {
+        [
+            ("image_decode", self.image_decode),
+            ("preprocess", self.preprocess),
+            ("vit", self.vit),
+            ("qformer", self.qformer),
+            ("queue", self.queue),
+            ("prefill", self.prefill),
+            ("decode", self.decode),
+        ]
+    }
 }

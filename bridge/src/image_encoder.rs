@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use qformer::checkpoint::Checkpoint;
 use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
-use qformer::image::{ImageLimits, decode};
+use qformer::image::{ImageLimits, RgbImage, decode};
 use qformer::preprocess::Preprocessing;
 use qformer::wordpiece::TOKENIZER_DIR;
 use qformer::{Encoder, JOINED_PATCHES, WordPiece, joined_patches};
@@ -124,9 +124,18 @@ impl ImageEncoder {
     /// The bytes are no picture of a known kind, are damaged, or are over a
     /// limit.
     pub fn pixels(&self, file: &[u8]) -> Result<Tensor> {
-        let image = decode(file, &self.limits)?;
+        self.preprocess(&self.decode(file)?)
+    }
+
+    /// The first half of [`ImageEncoder::pixels`]: a picture file to RGB.
+    pub(crate) fn decode(&self, file: &[u8]) -> Result<RgbImage> {
+        Ok(decode(file, &self.limits)?)
+    }
+
+    /// The second half: resizing and normalizing.
+    pub(crate) fn preprocess(&self, image: &RgbImage) -> Result<Tensor> {
         let size = self.preprocessing.size;
-        let pixels = self.preprocessing.pixels(&image);
+        let pixels = self.preprocessing.pixels(image);
         Ok(Tensor::from_vec(pixels, (3, size, size), &self.device)?)
     }
 

@@ -264,22 +264,19 @@ impl Worker {
                 fail(&job.sequence.events, Error::QueueTimeout);
                 continue;
             }
-            let started = Instant::now();
-            match self.prepare(&job.images, &mut seen, &mut new_pixels) {
+            let mut timings = Timings::default();
+            match self.prepare(&job.images, &mut seen, &mut new_pixels, &mut timings) {
                 Ok(keys) => pending.push(Pending {
                     job,
                     keys,
-                    timings: Timings {
-                        preprocess: started.elapsed().as_secs_f64(),
-                        ..Timings::default()
-                    },
+                    timings,
                     soft_prompts: Vec::new(),
                 }),
                 Err(error) => fail(&job.sequence.events, error),
             }
         }
         let fresh: Vec<ImageKey> = new_pixels.iter().map(|(key, _)| *key).collect();
-        let started = Instant::now();
+        let mut together = Timings::default();
         loop {
             // Whoever has left needs no picture any more.
             new_pixels.retain(|(key, _)| pending.iter().any(|pending| pending.needs(key)));
@@ -288,16 +285,19 @@ impl Worker {
             }
             let rest = new_pixels.split_off(new_pixels.len().min(MAX_BATCH));
             let chunk = std::mem::replace(&mut new_pixels, rest);
-            match self.see(&chunk) {
+            match self.see(&chunk, &mut together) {
                 Ok(new) => seen.extend(chunk.iter().map(|(key, _)| *key).zip(new)),
                 Err(error) => tracing::error!(%error, "a batch of pictures could not be encoded"),
             }
         }
-        let read = self.read(&mut pending, &seen);
-        let seconds = started.elapsed().as_secs_f64();
+        let read = self.read(&mut pending, &seen, &mut together);
         for mut pending in pending {
-            if read || pending.keys.iter().any(|key| fresh.contains(key)) {
-                pending.timings.vision = seconds;
+            let is_new = pending.keys.iter().any(|key| fresh.contains(key));
+            if is_new {
+                pending.timings.vit = together.vit;
+            }
+            if is_new || read {
+                pending.timings.qformer = together.qformer;
             }
             self.hand_over(pending);
         }
@@ -316,6 +316,7 @@ impl Worker {
         images: &[Arc<[u8]>],
         seen: &mut HashMap<ImageKey, Seen>,
         new_pixels: &mut Vec<(ImageKey, Tensor)>,
+        timings: &mut Timings,
     ) -> Result<Vec<ImageKey>> {
         images
             .iter()
@@ -328,7 +329,10 @@ impl Worker {
                     seen.extend(known.map(|known| (key, known)));
                 } else {
                     add(&self.counters.cache_misses, 1);
-                    new_pixels.push((key, self.encoder.pixels(file)?));
+                    let image = timed(&mut timings.image_decode, || self.encoder.decode(file))?;
+                    let pixels =
+                        timed(&mut timings.preprocess, || self.encoder.preprocess(&image))?;
+                    new_pixels.push((key, pixels));
                 }
                 Ok(key)
             })
@@ -336,9 +340,10 @@ impl Worker {
     }
 
     /// Runs new pictures as far as the question does not matter.
-    fn see(&self, chunk: &[(ImageKey, Tensor)]) -> Result<Vec<Seen>> {
+    fn see(&self, chunk: &[(ImageKey, Tensor)], timings: &mut Timings) -> Result<Vec<Seen>> {
         let pixels: Vec<&Tensor> = chunk.iter().map(|(_, pixels)| pixels).collect();
-        let vision = self.encoder.vision(&Tensor::stack(&pixels, 0)?)?;
+        let pixels = Tensor::stack(&pixels, 0)?;
+        let vision = timed(&mut timings.vit, || self.encoder.vision(&pixels))?;
         add(&self.counters.batches, 1);
         add(&self.counters.pictures, chunk.len());
         if self.encoder.reads_instruction() {
@@ -347,13 +352,18 @@ impl Worker {
                 .map(|i| Ok(Seen::Vision(vision.get(i)?.copy()?)))
                 .collect();
         }
-        let soft_prompts = self.soft_prompts(&vision, &[])?;
+        let soft_prompts = timed(&mut timings.qformer, || self.soft_prompts(&vision, &[]))?;
         Ok(soft_prompts.into_iter().map(Seen::SoftPrompt).collect())
     }
 
     /// Gives each job the soft prompts of its pictures; where the Q-Former
     /// reads instructions, this is where it does. Whether it did.
-    fn read(&self, pending: &mut [Pending], seen: &HashMap<ImageKey, Seen>) -> bool {
+    fn read(
+        &self,
+        pending: &mut [Pending],
+        seen: &HashMap<ImageKey, Seen>,
+        timings: &mut Timings,
+    ) -> bool {
         // Place in `pending`, place among its pictures, and what to read.
         let mut readings: Vec<(usize, usize, &Tensor)> = Vec::new();
         for (job, pending) in pending.iter_mut().enumerate() {
@@ -378,9 +388,9 @@ impl Worker {
                 })
                 .collect();
             let vision: Vec<&Tensor> = chunk.iter().map(|(_, _, vision)| *vision).collect();
-            let read = Tensor::stack(&vision, 0)
-                .map_err(Error::from)
-                .and_then(|vision| self.soft_prompts(&vision, &instructions));
+            let read = timed(&mut timings.qformer, || {
+                self.soft_prompts(&Tensor::stack(&vision, 0)?, &instructions)
+            });
             match read {
                 Ok(soft_prompts) => {
                     for ((job, image, _), rows) in chunk.iter().zip(soft_prompts) {
@@ -430,6 +440,14 @@ impl Worker {
             fail(&events, error);
         }
     }
+}
+
+/// What `work` gives; its seconds are added to `total`.
+fn timed<T>(total: &mut f64, work: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let result = work();
+    *total += started.elapsed().as_secs_f64();
+    result
 }
 
 /// Tells a request that it failed. Its channel holds nothing yet, so there is

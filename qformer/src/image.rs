@@ -21,9 +21,10 @@
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+pub use ::image::RgbImage;
 use ::image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use ::image::metadata::Orientation;
-use ::image::{DynamicImage, ImageDecoder, RgbImage};
+use ::image::{DynamicImage, ImageDecoder};
 
 mod error;
 mod format;

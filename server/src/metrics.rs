@@ -174,13 +174,7 @@ impl Metrics {
         self.answers
             .get_or_create(&labels)
             .observe(after.as_secs_f64());
-        for (stage, seconds) in [
-            ("preprocess", timings.preprocess),
-            ("vision", timings.vision),
-            ("queue", timings.queue),
-            ("prefill", timings.prefill),
-            ("decode", timings.decode),
-        ] {
+        for (stage, seconds) in timings.stages() {
             let model = model.to_owned();
             let labels = StageLabels { model, stage };
             self.stages.get_or_create(&labels).observe(seconds);
@@ -191,8 +185,10 @@ impl Metrics {
             image_tokens = usage.image_tokens,
             cached_tokens = usage.cached_tokens,
             completion_tokens = usage.completion_tokens,
+            image_decode = timings.image_decode,
             preprocess = timings.preprocess,
-            vision = timings.vision,
+            vit = timings.vit,
+            qformer = timings.qformer,
             queue = timings.queue,
             prefill = timings.prefill,
             decode = timings.decode,

@@ -239,7 +239,7 @@ async fn what_was_done_is_counted() {
         r#"qbridge_time_to_first_token_seconds_count{model="demo"} 2"#,
         r#"qbridge_inter_token_latency_seconds_count{model="demo"} 4"#,
         r#"qbridge_request_duration_seconds_count{model="demo"} 2"#,
-        r#"qbridge_stage_seconds_count{model="demo",stage="vision"} 2"#,
+        r#"qbridge_stage_seconds_count{model="demo",stage="vit"} 2"#,
         r#"qbridge_stage_seconds_count{model="demo",stage="decode"} 2"#,
         r#"qbridge_vision_cache_hits_total{model="demo"} 5"#,
         r#"qbridge_vision_cache_bytes{model="demo"} 7"#,

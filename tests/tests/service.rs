@@ -196,7 +196,7 @@ fn a_warm_picture_costs_no_vision_time() {
         "qbridge_vision_cache_bytes",
     ];
     let vision = || names.map(|name| metric(&server, name));
-    let stage = format!("qbridge_stage_seconds_sum{{model=\"{MODEL}\",stage=\"vision\"}}");
+    let stage = format!("qbridge_stage_seconds_sum{{model=\"{MODEL}\",stage=\"vit\"}}");
     let seconds = || metric(&server, &stage);
     let before = vision();
     ask("What is this?");

@@ -186,11 +186,11 @@ fn timings_name_the_stages() {
     let engine = engine(options());
     let first = submit(&engine, cases()[0].parts(), |_| {});
     let second = submit(&engine, cases()[1].parts(), |sequence| {
-        sequence.timings.vision = 1.5;
+        sequence.timings.vit = 1.5;
     });
     read(first).unwrap();
     let timings = read(second).unwrap().summary.timings;
-    assert_eq!(timings.vision, 1.5, "what came before is kept");
+    assert_eq!(timings.vit, 1.5, "what came before is kept");
     assert!(
         timings.queue > 0.0 && timings.prefill > 0.0 && timings.decode > 0.0,
         "{timings:?}"
