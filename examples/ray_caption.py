@@ -1,0 +1,68 @@
+"""Captions a folder of pictures with Ray Data over a fleet of servers (pip install "ray[data]" aiohttp).
+
+    python3 ray_caption.py photos/ captions/ http://host-1:8080/v1 http://host-2:8080/v1
+
+Writes JSON lines {"image", "caption"} into files of captions/. Each server gets its share of the pictures; with a balancer
+in front of them, one URL is enough. QBRIDGE_API_KEY holds the key where servers want one.
+"""
+
+import argparse
+import base64
+import mimetypes
+import os
+from pathlib import Path
+
+import ray
+from ray.data.llm import HttpRequestProcessorConfig, HttpRequestStageConfig, build_processor
+
+KINDS = {f"image/{kind}" for kind in ["png", "jpeg", "webp", "gif", "bmp", "tiff"]}
+
+parser = argparse.ArgumentParser()
+parser.add_argument("pictures")
+parser.add_argument("captions")
+parser.add_argument("urls", nargs="+")
+parser.add_argument("--model", default="qbridge-demo")
+parser.add_argument("--prompt", help="what to ask for, where it is not the model's own caption")
+parser.add_argument("--in-flight", type=int, default=8, help="requests at once for each server: slots and queue together at most")
+args = parser.parse_args()
+
+
+def question(row):
+    data = base64.b64encode(row["bytes"]).decode()
+    # What kind of picture it is, its bytes say.
+    content = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}]
+    if args.prompt:
+        content.append({"type": "text", "text": args.prompt})
+    return {
+        "path": row["path"],
+        "payload": {"model": args.model, "messages": [{"role": "user", "content": content}]},
+    }
+
+
+def caption(row):
+    return {"image": row["path"], "caption": row["http_response"]["choices"][0]["message"]["content"]}
+
+
+def captions_of(part, url):
+    config = HttpRequestProcessorConfig(
+        url=f"{url}/chat/completions",
+        headers={"Authorization": f"Bearer {os.environ.get('QBRIDGE_API_KEY', 'none')}"},
+        batch_size=args.in_flight,
+        # A full queue answers 429; it is asked again.
+        max_retries=5,
+        concurrency=1,
+        # It only waits for answers.
+        http_request_stage=HttpRequestStageConfig(num_cpus=0.1),
+    )
+    return build_processor(config, preprocess=question, postprocess=caption)(part)
+
+
+paths = sorted(str(path) for path in Path(args.pictures).rglob("*") if mimetypes.guess_type(path)[0] in KINDS)
+# Only names are shared out here: the files are read where they are sent from.
+shares = [paths[index :: len(args.urls)] for index in range(len(args.urls))]
+captions = [
+    captions_of(ray.data.read_binary_files(share, include_paths=True), url)
+    for share, url in zip(shares, args.urls)
+    if share
+]
+captions[0].union(*captions[1:]).write_json(args.captions)
