@@ -8,9 +8,13 @@ mod environment;
 use crate::layout::with_caption_prompt;
 use crate::marks::Marks;
 use crate::message::{check, ordered_parts};
-use crate::{Error, ImagePosition, Message, Part, Result, Role, Segment};
+use crate::tools::{probe, recognize};
+use crate::{
+    CallSyntax, Error, ImagePosition, Message, Part, Result, Role, Segment, Tool, ToolCall,
+};
 use minijinja::Value;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// A chat template and the tokens that it prints.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +58,8 @@ enum Content {
 /// What the marks stand for.
 #[derive(Default)]
 struct Marked {
-    /// Message of each marked text.
-    texts: Vec<usize>,
+    /// Message of each marked text, where it must not be left out.
+    texts: Vec<Option<usize>>,
     /// Message and image of each marked place.
     images: Vec<(usize, usize)>,
 }
@@ -65,9 +69,45 @@ struct Marked {
 const REASONING: [&str; 2] = ["<think>", "</think>"];
 
 impl ChatTemplateLayout {
+    pub(crate) fn call_syntax(&self, template: Option<&ChatTemplate>) -> Result<CallSyntax> {
+        let arguments = [("a".to_owned(), json!("b"))].into_iter().collect();
+        let call = ToolCall {
+            id: probe::ID.to_owned(),
+            name: probe::CALL.to_owned(),
+            arguments,
+        };
+        let messages = [
+            Message::text(Role::User, probe::QUESTION),
+            Message {
+                role: Role::Assistant,
+                parts: vec![Part::Call(call)],
+            },
+            Message {
+                role: Role::Tool,
+                parts: vec![
+                    Part::ResultOf(probe::ID.to_owned()),
+                    Part::Text(probe::RESULT.to_owned()),
+                ],
+            },
+        ];
+        let tool = Tool {
+            name: probe::TOOL.to_owned(),
+            description: None,
+            parameters: Some(json!({"type": "object", "properties": {}})),
+        };
+        let segments = self.render(&messages, &[tool], template);
+        let segments = segments.map_err(|_| Error::NoTools)?;
+        let texts = segments.iter().map(|segment| match segment {
+            Segment::Text { text, .. } => text.as_str(),
+            Segment::Token(_) | Segment::Image(_) => "",
+        });
+        recognize(&texts.collect::<String>())
+    }
+
     pub(crate) fn render(
         &self,
         messages: &[Message],
+        tools: &[Tool],
         template: Option<&ChatTemplate>,
     ) -> Result<Vec<Segment>> {
         check(messages, self.max_images)?;
@@ -82,7 +122,7 @@ impl ChatTemplateLayout {
             eos_token: template.map_or(String::new(), |template| template.eos_token.clone()),
         };
         let messages = with_caption_prompt(messages, &self.caption_prompt);
-        let attempt = |content| self.attempt(&messages, content, &template);
+        let attempt = |content| self.attempt(&messages, tools, content, &template);
         // Templates that read content as a list drop a string, or fail on it; the first error is the one to report.
         attempt(Content::Text).or_else(|error| match error {
             Error::Dropped { .. } | Error::Template { .. } | Error::Torn => {
@@ -95,10 +135,17 @@ impl ChatTemplateLayout {
     fn attempt(
         &self,
         messages: &[Message],
+        tools: &[Tool],
         content: Content,
         template: &ChatTemplate,
     ) -> Result<Vec<Segment>> {
+        let tools: Vec<_> = tools.iter().map(Tool::to_json).collect();
+        let calls = messages.iter().flat_map(Message::calls);
+        let written = tools.iter().map(ToString::to_string);
+        let written = written.chain(calls.map(|call| format!("{:?}", call.arguments)));
+        let written: Vec<String> = written.collect();
         let mut texts: Vec<&str> = messages.iter().flat_map(Message::texts).collect();
+        texts.extend(written.iter().map(String::as_str));
         texts.extend([
             template.source.as_str(),
             &template.bos_token,
@@ -106,7 +153,11 @@ impl ChatTemplateLayout {
         ]);
         let marks = Marks::avoiding(&texts);
         let mut marked = Marked::default();
-        let mut size = 0;
+        let mut size = written.iter().map(String::len).sum();
+        let tools: Vec<Value> = tools
+            .iter()
+            .map(|tool| Value::from_serialize(marked_json(tool, &marks, &mut marked)))
+            .collect();
         let values: Vec<Value> = messages
             .iter()
             .enumerate()
@@ -120,20 +171,35 @@ impl ChatTemplateLayout {
                         ("text", Value::from(text)),
                     ])]),
                 };
-                Value::from_iter([
+                let mut fields = vec![
                     ("role", Value::from(message.role.as_str())),
                     ("content", content),
-                ])
+                ];
+                let calls = message.calls();
+                let calls: Vec<Value> = calls
+                    .map(|call| call_value(call, &marks, &mut marked))
+                    .collect();
+                // Templates ask whether the field is there.
+                if !calls.is_empty() {
+                    fields.push(("tool_calls", Value::from(calls)));
+                }
+                if let Some(id) = message.result_of() {
+                    let mut calls = messages.iter().flat_map(Message::calls);
+                    if let Some(call) = calls.find(|call| call.id == id) {
+                        fields.push(("name", Value::from(call.name.as_str())));
+                    }
+                    fields.push(("tool_call_id", Value::from(id)));
+                }
+                Value::from_iter(fields)
             })
             .collect();
-        let output = environment::run(template, values, size, &marks)?;
+        let output = environment::run(template, values, tools, size, &marks)?;
         let mut unmarked = marks
             .unmark(&output, marked.texts.len(), marked.images.len())
             .map_err(|_| Error::Torn)?;
         for (&count, &message) in unmarked.texts.iter().zip(&marked.texts) {
-            // Templates leave out an earlier answer's reasoning on purpose.
-            let role = messages[message].role;
-            if count == 0 && role != Role::Assistant {
+            if let (0, Some(message)) = (count, message) {
+                let role = messages[message].role;
                 return Err(Error::Dropped { message, role });
             }
         }
@@ -168,7 +234,8 @@ impl ChatTemplateLayout {
                 return content.push_str(text);
             }
             content.push_str(&marks.text(texts.len(), text));
-            texts.push(index);
+            // Templates leave out an earlier answer's reasoning on purpose.
+            texts.push((message.role != Role::Assistant).then_some(index));
         };
         let mut content = String::new();
         for part in ordered_parts(message, self.image_position) {
@@ -186,9 +253,47 @@ impl ChatTemplateLayout {
                     }
                 }
                 Part::Text(text) => mark_text(&text, &mut content),
+                Part::Call(_) | Part::ResultOf(_) => {}
             }
         }
         content
+    }
+}
+
+/// A call as templates expect it; transformers' documents have its arguments as an object.
+fn call_value(call: &ToolCall, marks: &Marks, marked: &mut Marked) -> Value {
+    let arguments = marked_json(&call.arguments.clone().into(), marks, marked);
+    Value::from_serialize(json!({
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": arguments},
+    }))
+}
+
+/// `json` with marks around the strings that could spell a special token. Words are left as they are: templates compare
+/// them (`type == "string"`).
+fn marked_json(json: &serde_json::Value, marks: &Marks, marked: &mut Marked) -> serde_json::Value {
+    let mut mark = |text: &str| {
+        let is_plain = |letter: char| letter.is_alphanumeric() || " _-.,:;!?'/()".contains(letter);
+        if text.chars().all(is_plain) {
+            return text.to_owned();
+        }
+        marked.texts.push(None);
+        marks.text(marked.texts.len() - 1, text)
+    };
+    match json {
+        serde_json::Value::String(text) => mark(text).into(),
+        serde_json::Value::Array(list) => {
+            let list = list.iter().map(|item| marked_json(item, marks, marked));
+            list.collect()
+        }
+        serde_json::Value::Object(map) => {
+            let keys: Vec<String> = map.keys().map(|key| mark(key)).collect();
+            let values = map.values().map(|value| marked_json(value, marks, marked));
+            let map: serde_json::Map<_, _> = keys.into_iter().zip(values).collect();
+            map.into()
+        }
+        other => other.clone(),
     }
 }
 

@@ -48,6 +48,22 @@ pub enum Error {
         /// Role of that message.
         role: Role,
     },
+    /// A call outside the assistant's messages, or a result that belongs to none.
+    #[error(
+        "message {message}: calls stand in the assistant's messages, and each tool message names the call that it answers ({role} message)"
+    )]
+    MisplacedCall {
+        /// Index of the message.
+        message: usize,
+        /// Role of that message.
+        role: Role,
+    },
+    /// The layout has no place for functions and their calls.
+    #[error("this model's prompt has no place for tools")]
+    NoTools,
+    /// The template writes calls in a way that is not known, so they could not be read in answers.
+    #[error("this model's chat template writes tool calls in a form that is not known here")]
+    UnknownCallSyntax,
     /// More images than the layout takes.
     #[error("this model takes at most {max} image(s) in a conversation, and got {images}")]
     TooManyImages {
@@ -137,6 +153,9 @@ impl Error {
             | Error::ImageOutsideUserMessage { .. }
             | Error::TooManyImages { .. }
             | Error::ImageNotInFirstTurn
+            | Error::MisplacedCall { .. }
+            | Error::NoTools
+            | Error::UnknownCallSyntax
             | Error::NoSystemTurn
             | Error::SystemNotFirst { .. }
             | Error::Refused { .. }

@@ -1,8 +1,8 @@
 //! Layouts as data, and the presets.
 
 use crate::{
-    ChatTemplate, ChatTemplateLayout, Error, Message, Part, Result, Role, Segment, SpecialToken,
-    TurnsLayout,
+    CallSyntax, ChatTemplate, ChatTemplateLayout, Error, Message, Part, Result, Role, Segment,
+    SpecialToken, Tool, TurnsLayout,
 };
 use serde::{Deserialize, Serialize};
 
@@ -112,9 +112,32 @@ impl Layout {
         messages: &[Message],
         template: Option<&ChatTemplate>,
     ) -> Result<Vec<Segment>> {
+        self.render_with_tools(messages, &[], template)
+    }
+
+    /// The same, with functions that the model may call. A layout of turns has no place for any.
+    pub fn render_with_tools(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        template: Option<&ChatTemplate>,
+    ) -> Result<Vec<Segment>> {
         match self {
-            Layout::ChatTemplate(layout) => layout.render(messages, template),
+            Layout::ChatTemplate(layout) => layout.render(messages, tools, template),
+            Layout::Turns(_) if !tools.is_empty() => Err(Error::NoTools),
             Layout::Turns(layout) => layout.render(messages),
+        }
+    }
+
+    /// How the model writes calls, as its chat template shows.
+    ///
+    /// # Errors
+    /// [`Error::NoTools`] where it has no place for functions, [`Error::UnknownCallSyntax`] where it has, but writes
+    /// calls in a way that is not known.
+    pub fn call_syntax(&self, template: Option<&ChatTemplate>) -> Result<CallSyntax> {
+        match self {
+            Layout::ChatTemplate(layout) => layout.call_syntax(template),
+            Layout::Turns(_) => Err(Error::NoTools),
         }
     }
 

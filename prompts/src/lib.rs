@@ -20,6 +20,7 @@
 //! # Ok::<(), prompts::Error>(())
 //! ```
 
+mod calls;
 mod chat_template;
 mod error;
 mod join;
@@ -27,12 +28,15 @@ mod layout;
 mod marks;
 mod message;
 mod segment;
+mod tools;
 mod turns;
 
+pub use calls::{CallReader, Said};
 pub use chat_template::{ChatTemplate, ChatTemplateLayout};
 pub use error::{Error, Result};
 pub use join::join;
 pub use layout::{ImagePosition, Layout, PRESETS};
 pub use message::{Message, Part, Role, check_images};
 pub use segment::{Segment, SpecialToken};
+pub use tools::{CallSyntax, Tool, ToolCall};
 pub use turns::TurnsLayout;

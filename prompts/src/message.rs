@@ -1,6 +1,6 @@
 //! A conversation as the caller gives it, and the rules that hold for every layout.
 
-use crate::{Error, ImagePosition, Result};
+use crate::{Error, ImagePosition, Result, ToolCall};
 use std::fmt;
 
 /// Who speaks.
@@ -12,6 +12,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A function that the model called.
+    Tool,
 }
 
 impl Role {
@@ -21,6 +23,7 @@ impl Role {
             Role::System => "system",
             Role::User => "user",
             Role::Assistant => "assistant",
+            Role::Tool => "tool",
         }
     }
 }
@@ -38,6 +41,10 @@ pub enum Part {
     Text(String),
     /// The request's image with this index.
     Image(usize),
+    /// A call of a function, in the assistant's messages alone.
+    Call(ToolCall),
+    /// The id of the call that a tool's message answers, in such messages alone.
+    ResultOf(String),
 }
 
 /// A message of a conversation.
@@ -61,14 +68,28 @@ impl Message {
     pub(crate) fn images(&self) -> impl Iterator<Item = usize> + '_ {
         self.parts.iter().filter_map(|part| match part {
             Part::Image(image) => Some(*image),
-            Part::Text(_) => None,
+            _ => None,
         })
     }
 
     pub(crate) fn texts(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
             Part::Text(text) => Some(text.as_str()),
-            Part::Image(_) => None,
+            _ => None,
+        })
+    }
+
+    pub(crate) fn calls(&self) -> impl Iterator<Item = &ToolCall> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Call(call) => Some(call),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn result_of(&self) -> Option<&str> {
+        self.parts.iter().find_map(|part| match part {
+            Part::ResultOf(id) => Some(id.as_str()),
+            _ => None,
         })
     }
 
@@ -104,6 +125,14 @@ pub(crate) fn check(messages: &[Message], max_images: Option<usize>) -> Result<(
         }
         if content.role != Role::User && content.images().next().is_some() {
             return Err(Error::ImageOutsideUserMessage {
+                message,
+                role: content.role,
+            });
+        }
+        let is_result = content.result_of().is_some();
+        let calls = content.calls().next().is_some();
+        if calls && content.role != Role::Assistant || is_result != (content.role == Role::Tool) {
+            return Err(Error::MisplacedCall {
                 message,
                 role: content.role,
             });

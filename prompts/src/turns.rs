@@ -196,10 +196,14 @@ impl TurnsLayout {
                 }
                 Role::Assistant => {
                     let answer: Vec<&str> = message.texts().collect();
+                    if message.calls().next().is_some() {
+                        return Err(Error::NoTools);
+                    }
                     segments.push_text(&self.assistant_prefix, false);
                     segments.push_text(answer.join("\n").trim(), false);
                     segments.push_text(&self.assistant_suffix, false);
                 }
+                Role::Tool => return Err(Error::NoTools),
             }
         }
         Ok(self.finish(segments))
@@ -257,6 +261,7 @@ impl TurnsLayout {
                     segments.push_text(&text, false);
                     after_image = Some(false);
                 }
+                Part::Call(_) | Part::ResultOf(_) => {}
             }
         }
     }

@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use prompts::{ChatTemplate, Error, ImagePosition, Layout, Message, Part, Role, Segment};
+use prompts::{
+    CallSyntax, ChatTemplate, Error, ImagePosition, Layout, Message, Part, Role, Segment, Tool,
+    ToolCall,
+};
 use serde::Deserialize;
+use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 
@@ -131,6 +135,175 @@ fn prompts_equal_those_of_transformers() {
             }
         }
     }
+}
+
+fn string(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+/// A tool as OpenAI's clients write it.
+fn tool(value: &Value) -> Tool {
+    let function = &value["function"];
+    Tool {
+        name: string(&function["name"]),
+        description: function.get("description").map(string),
+        parameters: function.get("parameters").cloned(),
+    }
+}
+
+fn message_with_tools(value: &Value) -> Message {
+    let mut message = message(&string(&value["role"]), &string(&value["content"]));
+    for call in value["tool_calls"].as_array().into_iter().flatten() {
+        message.parts.push(Part::Call(ToolCall {
+            id: string(&call["id"]),
+            name: string(&call["function"]["name"]),
+            arguments: call["function"]["arguments"].as_object().unwrap().clone(),
+        }));
+    }
+    if let Some(id) = value.get("tool_call_id") {
+        message.role = Role::Tool;
+        message.parts.push(Part::ResultOf(string(id)));
+    }
+    message
+}
+
+#[test]
+fn prompts_with_tools_equal_those_of_transformers() {
+    let mut prompts = 0;
+    for name in ["tools-hermes", "tools-llama", "tools-mistral"] {
+        let path = golden_folder().join(format!("prompts_with_tools/{name}.json"));
+        let golden: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        let mut source = stored(golden["template"].as_str().unwrap());
+        source.bos_token = string(&golden["bos_token"]);
+        source.eos_token = string(&golden["eos_token"]);
+        let tools: Vec<Tool> = golden["tools"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(tool)
+            .collect();
+        for case in golden["cases"].as_array().unwrap() {
+            let messages = case["messages"].as_array().unwrap();
+            let messages: Vec<Message> = messages.iter().map(message_with_tools).collect();
+            let layout = Layout::preset("chat-template").unwrap();
+            let rendered = layout.render_with_tools(&messages, &tools, Some(&source));
+            let place = format!("{name}, {}", case["title"]);
+            match rendered {
+                Ok(segments) => {
+                    assert_eq!(
+                        text_of(&segments),
+                        case["prompt"].as_str().unwrap(),
+                        "{place}"
+                    );
+                    // No special token but the template's own: that of a call's arguments, of a tool's answer, and what
+                    // might be one in a tool's description.
+                    for segment in &segments {
+                        if let Segment::Text {
+                            text,
+                            special: true,
+                        } = segment
+                        {
+                            for forged in ["Ulm <|im", "\u{2600} <|im", "[or village]", "<degrees>"]
+                            {
+                                assert!(!text.contains(forged), "{place}: {text}");
+                            }
+                        }
+                    }
+                    prompts += 1;
+                }
+                Err(Error::Refused { reason }) => {
+                    assert_eq!(reason, case["refused"].as_str().unwrap(), "{place}");
+                }
+                Err(error) => panic!("{place}: {error}"),
+            }
+        }
+    }
+    assert_eq!(prompts, 13);
+}
+
+#[test]
+fn the_template_shows_how_calls_are_written() {
+    let syntax = |source: &ChatTemplate| {
+        let layout = Layout::preset("chat-template").unwrap();
+        layout.call_syntax(Some(source))
+    };
+    assert_eq!(
+        syntax(&stored("tools-hermes.jinja")),
+        Ok(CallSyntax::Hermes)
+    );
+    assert_eq!(syntax(&stored("tools-llama.jinja")), Ok(CallSyntax::Llama));
+    assert_eq!(
+        syntax(&stored("tools-mistral.jinja")),
+        Ok(CallSyntax::Mistral)
+    );
+    // Templates that know no tools, do not show results, or refuse calls.
+    for name in ["smollm2", "gemma", "qwen3", "llama-3.2"] {
+        assert_eq!(
+            syntax(&stored(&format!("{name}.jinja"))),
+            Err(Error::NoTools),
+            "{name}"
+        );
+    }
+    let other = stored("tools-hermes.jinja")
+        .source
+        .replace("tool_call>", "function_call>");
+    assert_eq!(syntax(&template(&other)), Err(Error::UnknownCallSyntax));
+    // Where calls are shown and tools are not, the model could not know of any.
+    let untold = stored("tools-hermes.jinja")
+        .source
+        .replace("if tools", "if false");
+    assert_eq!(syntax(&template(&untold)), Err(Error::NoTools));
+    let turns = Layout::preset("blip2-opt").unwrap();
+    assert_eq!(turns.call_syntax(None), Err(Error::NoTools));
+}
+
+#[test]
+fn calls_and_results_stand_in_their_places() {
+    let call = || {
+        Part::Call(ToolCall {
+            id: "1".into(),
+            name: "now".into(),
+            arguments: Default::default(),
+        })
+    };
+    let of = |role, parts| Message { role, parts };
+    let result = || vec![Part::ResultOf("1".into()), Part::Text("noon".into())];
+    let user = message("user", "Hi");
+    for (messages, at) in [
+        (vec![of(Role::User, vec![call()])], 0),
+        (vec![user.clone(), message("tool", "noon")], usize::MAX),
+        (
+            vec![
+                user.clone(),
+                of(Role::Tool, vec![Part::Text("noon".into())]),
+            ],
+            1,
+        ),
+        (vec![user.clone(), of(Role::User, result())], 1),
+    ] {
+        let rendered = render(&stored("tools-hermes.jinja"), &messages);
+        match (rendered, at) {
+            (Err(Error::MisplacedCall { message, .. }), at) => assert_eq!(message, at),
+            (rendered, at) => assert_eq!((rendered, at), (Err(Error::NothingToAnswer), usize::MAX)),
+        }
+    }
+    // A layout of turns has no place for any.
+    let turns = Layout::preset("minigpt4").unwrap();
+    let messages = [
+        user.clone(),
+        of(Role::Assistant, vec![call()]),
+        of(Role::Tool, result()),
+    ];
+    assert_eq!(turns.render(&messages, None), Err(Error::NoTools));
+    let tools = [Tool {
+        name: "now".into(),
+        description: None,
+        parameters: None,
+    }];
+    assert_eq!(
+        turns.render_with_tools(&[user], &tools, None),
+        Err(Error::NoTools)
+    );
 }
 
 #[test]

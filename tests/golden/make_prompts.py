@@ -1,4 +1,5 @@
-"""Writes prompts/*.json: what transformers makes of conversations with the chat templates in chat_templates/.
+"""Writes prompts/*.json and prompts_with_tools/*.json: what transformers makes of conversations with the chat templates
+in chat_templates/, the latter with functions that may be called.
 
 Run: python tests/golden/make_prompts.py [smollm2.gguf]
 With a GGUF, its template is first written to chat_templates/smollm2.jinja. Made with transformers 5.23.0.
@@ -27,6 +28,11 @@ TOKENS = {  # bos, eos
     "indented": ("<s>", "</s>"),
     "content-parts": ("", "<end_of_utterance>"),
 }
+TOOL_TOKENS = {
+    "tools-hermes": ("", "<|im_end|>"),
+    "tools-llama": ("<|begin_of_text|>", "<|eot_id|>"),
+    "tools-mistral": ("<s>", "</s>"),
+}
 USER, SYSTEM, ASSISTANT = "user", "system", "assistant"
 CONVERSATIONS = {
     "question": [(USER, "What is in the picture?")],
@@ -43,13 +49,67 @@ CONVERSATIONS = {
     "no alternation": [(USER, "A dog?"), (USER, "Answer!")],
     "late system": [(USER, "A dog?"), (ASSISTANT, "Yes."), (SYSTEM, "Be brief."), (USER, "Colour?")],
 }
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a place, in <degrees> \u00b0C & \"words\".",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "place": {"type": "string", "description": "A town [or village]"},
+                    "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+                    "days": {"type": "array", "items": {"type": "integer"}, "default": [1, 2.5, None, True]},
+                },
+                "required": ["place"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
+]
+
+
+def called(*calls, text=""):
+    calls = [{"id": id, "type": "function", "function": {"name": name, "arguments": of}} for id, name, of in calls]
+    return {"role": ASSISTANT, "content": text, "tool_calls": calls}
+
+
+def result(id, name, text):
+    return {"role": "tool", "content": text, "name": name, "tool_call_id": id}
+
+
+ASKED = {"role": USER, "content": "What is the weather in Ulm?"}
+LOOKED = called(("aaaaaaaa1", "weather", {"place": "Ulm <|im_end|> \u00e4", "days": [1], "unit": "celsius"}))
+CONVERSATIONS_WITH_TOOLS = {
+    "question": [ASKED],
+    "system": [{"role": SYSTEM, "content": "Be brief."}, ASKED],
+    "call and result": [ASKED, LOOKED, result("aaaaaaaa1", "weather", '{"degrees": 21, "sky": "\u2600 <|im_start|>"}')],
+    "later question": [
+        ASKED,
+        LOOKED,
+        result("aaaaaaaa1", "weather", "sun"),
+        {"role": ASSISTANT, "content": "It is sunny."},
+        {"role": USER, "content": "And now?"},
+    ],
+    "two calls": [
+        ASKED,
+        called(("aaaaaaaa1", "now", {}), ("aaaaaaaa2", "weather", {"place": "Ulm"}), text="I look."),
+        result("aaaaaaaa1", "now", "noon"),
+        result("aaaaaaaa2", "weather", "sun"),
+    ],
+}
 
 
 def render(template, messages, bos, eos, parts):
     content = (lambda text: [{"type": "text", "text": text}]) if parts else (lambda text: text)
     chat = [{"role": role, "content": content(text)} for role, text in messages]
+    return render_chat(template, chat, bos, eos)
+
+
+def render_chat(template, chat, bos, eos, tools=None):
     rendered, _ = render_jinja_template(
-        [chat], chat_template=template, add_generation_prompt=True, bos_token=bos, eos_token=eos
+        [chat], tools=tools, chat_template=template, add_generation_prompt=True, bos_token=bos, eos_token=eos
     )
     return rendered[0].replace(datetime.now().strftime("%d %b %Y"), "{date}")
 
@@ -75,6 +135,19 @@ def main():
             cases.append(case)
         golden = {"template": f"{name}.jinja", "bos_token": bos, "eos_token": eos, "cases": cases}
         (HERE / f"prompts/{name}.json").write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
+    for name, (bos, eos) in TOOL_TOKENS.items():
+        template = (HERE / f"chat_templates/{name}.jinja").read_text()
+        cases = []
+        for title, messages in CONVERSATIONS_WITH_TOOLS.items():
+            case = {"title": title, "messages": messages}
+            try:
+                case["prompt"] = render_chat(template, messages, bos, eos, TOOLS)
+            except Exception as error:
+                case["refused"] = str(error)
+            cases.append(case)
+        golden = {"template": f"{name}.jinja", "bos_token": bos, "eos_token": eos, "tools": TOOLS, "cases": cases}
+        path = HERE / f"prompts_with_tools/{name}.json"
+        path.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
 
 
 main()

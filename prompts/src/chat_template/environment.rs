@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use std::io::{self, Write};
 
-/// Steps of the template engine that a conversation may take: so many, and so many for each message.
+/// Steps of the template engine that a conversation may take: so many, and so many for each message and tool.
 const STEPS: u64 = 500_000;
 const STEPS_PER_MESSAGE: u64 = 10_000;
 /// Bytes that a template may add to what the messages hold; the messages' own size is limited by the caller.
@@ -18,14 +18,15 @@ const MAX_REASON: usize = 300;
 /// Name of the template in the environment; its ending turns nothing on.
 const NAME: &str = "chat_template";
 
-/// Renders `template` with `messages`, which hold `size` bytes of text and marks, asking for an answer.
+/// Renders `template` with `messages` and `tools`, which hold `size` bytes of text and marks, asking for an answer.
 pub(super) fn run(
     template: &ChatTemplate,
     messages: Vec<Value>,
+    tools: Vec<Value>,
     size: usize,
     marks: &Marks,
 ) -> Result<String> {
-    let steps = STEPS + STEPS_PER_MESSAGE * messages.len() as u64;
+    let steps = STEPS + STEPS_PER_MESSAGE * (messages.len() + tools.len()) as u64;
     let source = without_generation_blocks(&template.source);
     let mut environment = environment();
     environment.set_fuel(Some(steps));
@@ -45,7 +46,7 @@ pub(super) fn run(
         add_generation_prompt => true,
         bos_token => template.bos_token,
         eos_token => template.eos_token,
-        tools => (),
+        tools => (!tools.is_empty()).then_some(tools),
         documents => (),
     };
     let rendered = compiled.render_captured_to(context, &mut output).map(drop);
