@@ -1,4 +1,4 @@
-//! Answers that must have a form: JSON, or JSON of a schema.
+//! Answers that must have a form: JSON, JSON of a schema, or calls of functions.
 //!
 //! The grammar is llguidance's. It says before each token which tokens may come, so
 //! that an answer that ends by itself has the form. Schemas come from strangers, so
@@ -14,6 +14,7 @@ use llguidance::toktrie::{
     ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie,
 };
 use llguidance::{Matcher, ParserFactory};
+use prompts::CallSyntax;
 use serde_json::{Value, json};
 
 use crate::language_model::LanguageModel;
@@ -32,6 +33,22 @@ pub enum Format {
     JsonObject,
     /// JSON that a JSON Schema describes.
     JsonSchema(Value),
+    /// Calls of functions, their arguments of a schema each.
+    Calls(Calls),
+}
+
+/// Calls of functions in a model's own syntax.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calls {
+    /// How the model writes calls.
+    pub syntax: CallSyntax,
+    /// Names of the functions, and JSON Schemas of their arguments.
+    pub functions: Vec<(String, Value)>,
+    /// Whether the prompt ends with the opening of a call, so that nothing else can
+    /// follow; otherwise the model may also write text.
+    pub opened: bool,
+    /// Whether several calls may come, where the syntax has room for them.
+    pub several: bool,
 }
 
 /// A model's vocabulary, ready for grammars.
@@ -81,21 +98,37 @@ impl Grammars {
     ///
     /// # Errors
     /// [`Error::Schema`] for a schema that is too large, is none, or asks for what the
-    /// grammar cannot say.
-    pub(crate) fn constraint(&self, format: &Format) -> Result<Constraint> {
-        let mut schema = match format {
-            Format::JsonObject => json!({"type": "object"}),
-            Format::JsonSchema(schema) => schema.clone(),
-        };
-        check_schema(&schema)?;
-        // Spaces as Python's `json.dumps` puts them: left free, some models never stop
-        // putting more.
-        schema["x-guidance"] = json!({
-            "whitespace_flexible": false,
-            "item_separator": ", ",
-            "key_separator": ": ",
+    /// grammar cannot say; [`Error::ToolSchema`] where it is a function's.
+    pub(crate) fn constraint(&self, format: &Format, model: &LanguageModel) -> Result<Constraint> {
+        match format {
+            Format::JsonObject => self.json(&json!({"type": "object"})),
+            Format::JsonSchema(schema) => self.json(schema),
+            Format::Calls(calls) => {
+                for (_, schema) in &calls.functions {
+                    check_schema(schema).map_err(|error| self.blame(calls, error))?;
+                }
+                self.compile(TopLevelGrammar::from_lark(calls.grammar(model)))
+                    .map_err(|error| self.blame(calls, error))
+            }
+        }
+    }
+
+    fn json(&self, schema: &Value) -> Result<Constraint> {
+        check_schema(schema)?;
+        self.compile(TopLevelGrammar::from_json_schema(spaced(schema)))
+    }
+
+    /// The error of the function whose schema is at fault.
+    fn blame(&self, calls: &Calls, error: Error) -> Error {
+        let mut functions = calls.functions.iter().enumerate();
+        let found = functions.find_map(|(tool, (_, schema))| match self.json(schema) {
+            Err(Error::Schema { reason }) => Some(Error::ToolSchema { tool, reason }),
+            _ => None,
         });
-        let grammar = TopLevelGrammar::from_json_schema(schema);
+        found.unwrap_or(error)
+    }
+
+    fn compile(&self, grammar: TopLevelGrammar) -> Result<Constraint> {
         let matcher = catch_unwind(AssertUnwindSafe(|| {
             let parser = self.factory.create_parser(grammar)?;
             Ok(Matcher::new(Ok(parser)))
@@ -108,6 +141,82 @@ impl Grammars {
                 end: self.end,
             }),
         }
+    }
+}
+
+/// `schema` with spaces as Python's `json.dumps` puts them: left free, some models
+/// never stop putting more.
+fn spaced(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    schema["x-guidance"] = json!({
+        "whitespace_flexible": false,
+        "item_separator": ", ",
+        "key_separator": ": ",
+    });
+    schema
+}
+
+impl Calls {
+    /// The calls as a grammar of llguidance's, in its dialect of Lark.
+    fn grammar(&self, model: &LanguageModel) -> String {
+        let text = |text: &str| json!(text).to_string();
+        let (begin, separator, end) = (
+            self.syntax.opening(),
+            self.syntax.separator(),
+            self.syntax.closing(),
+        );
+        let more = match separator.filter(|_| self.several) {
+            Some(separator) => format!("({} call)* {}", text(separator), text(end)),
+            // Behind the only call nothing can follow, so the answer is over with it.
+            None => String::new(),
+        };
+        let start = match (self.opened, self.syntax) {
+            (true, _) => format!("start: call {more}\n"),
+            (false, CallSyntax::Hermes) => {
+                // The mark may come after text, and text after a call.
+                let repeat = if self.several { "*" } else { "?" };
+                let (mark, space) = begin.split_at(begin.trim_end().len());
+                format!(
+                    "start: (head {} call {}){repeat} TEXT\nhead[lazy]: TEXT {}\nTEXT: /(.|\\n)*/\n",
+                    text(space),
+                    text(end),
+                    text(mark),
+                )
+            }
+            (false, CallSyntax::Llama) => {
+                "start: TEXT | call\nTEXT: /([^{](.|\\n)*)?/\n".to_owned()
+            }
+            (false, CallSyntax::Mistral) => {
+                let (mark, bracket) = begin.split_at(begin.len() - 1);
+                // The mark is one token of the vocabulary, which text cannot spell.
+                let mark = match model.control_token(mark) {
+                    Some(id) => format!("<[{id}]>"),
+                    None => text(mark),
+                };
+                format!(
+                    "start: TEXT | {mark} {} call {more}\nTEXT: /([^\\[](.|\\n)*)?/\n",
+                    text(bracket),
+                )
+            }
+        };
+        let mut grammar = format!("%llguidance {{}}\n{start}");
+        let names: Vec<String> = (0..self.functions.len())
+            .map(|i| format!("call_{i}"))
+            .collect();
+        grammar.push_str(&format!("call: {}\n", names.join(" | ")));
+        for (i, (name, schema)) in self.functions.iter().enumerate() {
+            let head = format!(
+                "{{\"name\": {}, \"{}\": ",
+                text(name),
+                self.syntax.arguments()
+            );
+            grammar.push_str(&format!(
+                "call_{i}: {} arguments_{i} \"}}\"\narguments_{i}: %json {}\n",
+                text(&head),
+                spaced(schema)
+            ));
+        }
+        grammar
     }
 }
 
@@ -272,7 +381,7 @@ mod tests {
         let model = model();
         let error = Grammars::new(&model)
             .unwrap()
-            .constraint(&Format::JsonSchema(schema))
+            .constraint(&Format::JsonSchema(schema), &model)
             .unwrap_err();
         assert!(matches!(error, Error::Schema { .. }), "{error}");
         let error = error.to_string();
@@ -301,7 +410,9 @@ mod tests {
             "required": ["a", "b"],
             "additionalProperties": false,
         });
-        let fresh = grammars.constraint(&Format::JsonSchema(schema)).unwrap();
+        let fresh = grammars
+            .constraint(&Format::JsonSchema(schema), &model)
+            .unwrap();
         for (text, fits) in [
             (r#"{"a": 12, "b": "x"}"#, true),
             (r#"{"a": 12, "b": "z"}"#, false),
@@ -314,14 +425,14 @@ mod tests {
             assert_eq!(takes(&mut constraint, &model, text), fits, "{text}");
             assert_eq!(constraint.is_complete(), fits, "{text}");
         }
-        let mut object = grammars.constraint(&Format::JsonObject).unwrap();
+        let mut object = grammars.constraint(&Format::JsonObject, &model).unwrap();
         assert!(takes(
             &mut object,
             &model,
             r#"{"any": [1, {"thing": null}]}"#
         ));
         assert!(object.is_complete());
-        let mut list = grammars.constraint(&Format::JsonObject).unwrap();
+        let mut list = grammars.constraint(&Format::JsonObject, &model).unwrap();
         assert!(!takes(&mut list, &model, "[1]"));
     }
 
@@ -330,7 +441,7 @@ mod tests {
         let model = model();
         let grammars = Grammars::new(&model).unwrap();
         let schema = Format::JsonSchema(json!({"type": "integer"}));
-        let mut constraint = grammars.constraint(&schema).unwrap();
+        let mut constraint = grammars.constraint(&schema, &model).unwrap();
         let ends = |constraint: &mut Constraint| {
             let mut scores = vec![0.0; model.n_vocab()];
             // The second is text: "2", which a stop id may well be.
@@ -342,6 +453,155 @@ mod tests {
         assert_eq!(ends(&mut constraint), [false, false]);
         assert!(takes(&mut constraint, &model, "1"));
         assert_eq!(ends(&mut constraint), [true, true]);
+    }
+
+    /// Two functions, the second's schema with a definition that it refers to.
+    fn calls(syntax: CallSyntax, opened: bool, several: bool) -> Calls {
+        let of = |properties: Value| {
+            let required: Vec<_> = properties.as_object().unwrap().keys().cloned().collect();
+            json!({
+                "type": "object", "properties": properties, "required": required,
+                "additionalProperties": false, "$defs": {"side": {"enum": ["left", "right"]}},
+            })
+        };
+        Calls {
+            syntax,
+            functions: vec![
+                ("count".to_owned(), of(json!({"n": {"type": "integer"}}))),
+                (
+                    "turn".to_owned(),
+                    of(json!({"to": {"$ref": "#/$defs/side"}})),
+                ),
+            ],
+            opened,
+            several,
+        }
+    }
+
+    #[test]
+    fn only_calls_of_the_functions_come_through() {
+        let model = model();
+        let grammars = Grammars::new(&model).unwrap();
+        let [count, turn] = [
+            r#"{"name": "count", "KEY": {"n": 3}}"#,
+            r#"{"name": "turn", "KEY": {"to": "left"}}"#,
+        ];
+        for (syntax, opened, several, answer, fits) in [
+            (CallSyntax::Hermes, true, false, "COUNT".to_owned(), true),
+            (
+                CallSyntax::Hermes,
+                true,
+                false,
+                "COUNT\n</tool_call>".to_owned(),
+                false,
+            ),
+            (
+                CallSyntax::Hermes,
+                true,
+                true,
+                "COUNT\n</tool_call>\n<tool_call>\nTURN\n</tool_call>".to_owned(),
+                true,
+            ),
+            (
+                CallSyntax::Hermes,
+                true,
+                true,
+                "so: COUNT".to_owned(),
+                false,
+            ),
+            (
+                CallSyntax::Hermes,
+                true,
+                false,
+                r#"{"name": "fly", "arguments": {}}"#.to_owned(),
+                false,
+            ),
+            (
+                CallSyntax::Hermes,
+                true,
+                false,
+                r#"{"name": "turn", "arguments": {"to": "up"}}"#.to_owned(),
+                false,
+            ),
+            (
+                CallSyntax::Hermes,
+                false,
+                true,
+                "so: <tool_call>\nTURN\n</tool_call>\n<tool_call>\nCOUNT\n</tool_call> so"
+                    .to_owned(),
+                true,
+            ),
+            (
+                CallSyntax::Hermes,
+                false,
+                true,
+                "words < words {\n".to_owned(),
+                true,
+            ),
+            (
+                CallSyntax::Hermes,
+                false,
+                true,
+                "<tool_call>\nno call".to_owned(),
+                false,
+            ),
+            (CallSyntax::Llama, true, true, "TURN".to_owned(), true),
+            (CallSyntax::Llama, false, true, "words {".to_owned(), true),
+            (CallSyntax::Llama, false, true, "TURN".to_owned(), true),
+            (CallSyntax::Llama, false, true, "{}".to_owned(), false),
+            (
+                CallSyntax::Mistral,
+                true,
+                true,
+                "COUNT, TURN]".to_owned(),
+                true,
+            ),
+            (
+                CallSyntax::Mistral,
+                false,
+                true,
+                "[TOOL_CALLS][COUNT]".to_owned(),
+                true,
+            ),
+            (
+                CallSyntax::Mistral,
+                false,
+                true,
+                "[TOOL_CALLS] none".to_owned(),
+                false,
+            ),
+        ] {
+            let answer = answer.replace("COUNT", count).replace("TURN", turn);
+            let answer = answer.replace("KEY", syntax.arguments());
+            let form = Format::Calls(calls(syntax, opened, several));
+            let mut constraint = grammars.constraint(&form, &model).unwrap();
+            let went = takes(&mut constraint, &model, &answer);
+            let may_end = || {
+                constraint
+                    .clone()
+                    .allowed()
+                    .is_ok_and(|allowed| allowed.may_end)
+            };
+            let ends = went && (constraint.is_complete() || may_end());
+            assert_eq!(ends, fits, "{form:?} {answer}");
+        }
+    }
+
+    #[test]
+    fn a_functions_schema_that_is_none_is_blamed_on_it() {
+        let model = model();
+        let grammars = Grammars::new(&model).unwrap();
+        for (schema, at) in [(json!({"type": "no such type"}), 1), (json!(3), 0)] {
+            let mut calls = calls(CallSyntax::Hermes, true, false);
+            calls.functions[at].1 = schema;
+            let error = grammars
+                .constraint(&Format::Calls(calls), &model)
+                .unwrap_err();
+            assert!(
+                matches!(error, Error::ToolSchema { tool, .. } if tool == at),
+                "{error}"
+            );
+        }
     }
 
     #[test]
@@ -379,7 +639,7 @@ mod tests {
             let model = model();
             let constraint = Grammars::new(&model)
                 .unwrap()
-                .constraint(&Format::JsonSchema(hostile));
+                .constraint(&Format::JsonSchema(hostile), &model);
             // Refused, or cheap after all.
             if let Ok(mut constraint) = constraint {
                 let _ = constraint.allowed();

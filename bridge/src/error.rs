@@ -139,6 +139,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The JSON Schema of a function's arguments cannot be followed.
+    #[error("the JSON schema of tool {tool} cannot be followed: {reason}")]
+    ToolSchema {
+        /// Index of the function among those of the request.
+        tool: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No room in the queue; try again later.
     #[error("the queue is full ({limit} requests are waiting): try again later")]
     QueueFull {
@@ -203,6 +211,7 @@ impl Error {
             | Error::TooManyChoices { .. }
             | Error::LogitBias { .. }
             | Error::Schema { .. }
+            | Error::ToolSchema { .. }
             | Error::EmptyPrompt => ErrorKind::InvalidRequest,
             Error::Prompt(error) if error.is_request() => ErrorKind::InvalidRequest,
             Error::Vision(qformer::Error::Image(error)) if error.is_too_large() => {

@@ -313,14 +313,28 @@ impl LanguageModel {
     ///
     /// # Errors
     /// [`Error::Schema`] for a schema that is too large, is none, or asks for what
-    /// the grammar cannot say; [`Error::InvalidRequest`] for a model whose vocabulary
+    /// the grammar cannot say, [`Error::ToolSchema`] for such a one of a function;
+    /// [`Error::InvalidRequest`] for a model whose vocabulary
     /// has no end.
     pub fn constraint(&self, format: &Format) -> Result<Constraint> {
         if let Some(grammars) = self.grammars.get() {
-            return grammars.constraint(format);
+            return grammars.constraint(format, self);
         }
         let grammars = Grammars::new(self)?;
-        self.grammars.get_or_init(|| grammars).constraint(format)
+        let grammars = self.grammars.get_or_init(|| grammars);
+        grammars.constraint(format, self)
+    }
+
+    /// The control token that is written so.
+    pub(crate) fn control_token(&self, text: &str) -> Option<i32> {
+        if !self.has_tokenizer {
+            return None;
+        }
+        let vocab = self.raw.vocab();
+        let mut tokens = vocab.tokens();
+        let is_it = |id: i32| self.token_text(id).is_some_and(|of| of == text);
+        let found = tokens.find(|&token| vocab.is_control(token) && is_it(token.0));
+        found.map(|token| token.0)
     }
 
     fn find_special_token_texts(&self) -> Vec<String> {

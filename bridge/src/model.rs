@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use prompts::{ChatTemplate, Message, Segment, check_images};
+use prompts::{CallSyntax, ChatTemplate, Message, Segment, Tool, check_images};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::bundle::{Bundle, Manifest};
-use crate::constraint::Format;
+use crate::constraint::{Calls, Format};
 use crate::engine::{Activity, CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequence};
 use crate::event::Event;
 use crate::image_encoder::ImageEncoder;
@@ -79,6 +81,34 @@ pub enum Prompt {
     Chat(Vec<Message>),
     /// Text without a template; pictures stand where the family puts them.
     Raw(String),
+    /// Token ids as they are, without pictures.
+    Tokens(Vec<i32>),
+}
+
+/// Functions that the model may call. What it calls stands in its answer, in its own
+/// syntax: [`prompts::CallReader`] reads it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tools {
+    /// The functions.
+    pub functions: Vec<Tool>,
+    /// Whether it must call any.
+    pub choice: ToolChoice,
+    /// Whether the arguments are held to the functions' schemas where the model chooses
+    /// whether to call; where it must call, they always are.
+    pub strict: bool,
+    /// Whether it may call several at once.
+    pub several: bool,
+}
+
+/// Whether a model calls a function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// It chooses.
+    Auto,
+    /// At least one.
+    Required,
+    /// This one, by its index, once.
+    Function(usize),
 }
 
 /// One request.
@@ -102,6 +132,8 @@ pub struct Request {
     /// The form that the answer must have. The layout's own stop strings and stop ids do
     /// not count then: the form says where the answer ends. Not with beams.
     pub format: Option<Format>,
+    /// What the model may call; not with a `format`.
+    pub tools: Option<Tools>,
     /// Whether what requests that began alike computed is used, and this one's kept.
     pub cache_prompt: bool,
 }
@@ -118,6 +150,7 @@ impl Request {
             logit_bias: Vec::new(),
             top_logprobs: None,
             format: None,
+            tools: None,
             cache_prompt: true,
         }
     }
@@ -127,6 +160,8 @@ impl Request {
 pub struct Model {
     manifest: Manifest,
     template: Option<ChatTemplate>,
+    call_syntax: prompts::Result<CallSyntax>,
+    fingerprint: String,
     language_model: Arc<LanguageModel>,
     // Declared before the engine: it hands work over to it until it is joined.
     vision: VisionWorker,
@@ -174,12 +209,15 @@ impl Model {
             },
         )?);
         let manifest = bundle.manifest().clone();
+        let template = language_model.chat_template().map(|source| ChatTemplate {
+            source: source.to_owned(),
+            bos_token: language_model.bos_text(),
+            eos_token: language_model.eos_text(),
+        });
         Ok(Self {
-            template: language_model.chat_template().map(|source| ChatTemplate {
-                source: source.to_owned(),
-                bos_token: language_model.bos_text(),
-                eos_token: language_model.eos_text(),
-            }),
+            call_syntax: manifest.prompt.call_syntax(template.as_ref()),
+            fingerprint: fingerprint(&manifest, engine.options()),
+            template,
             vision: VisionWorker::start(
                 encoder,
                 engine.clone(),
@@ -212,6 +250,21 @@ impl Model {
     /// How busy the engine is.
     pub fn activity(&self) -> Activity {
         self.engine.activity()
+    }
+
+    /// How the model writes calls of functions.
+    ///
+    /// # Errors
+    /// Why it calls none: its layout has no place for functions, or writes calls in a way
+    /// that is not known.
+    pub fn call_syntax(&self) -> prompts::Result<CallSyntax> {
+        self.call_syntax.clone()
+    }
+
+    /// Stands for what answers depend on beside the request: the bundle, its options,
+    /// this program's version.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// Rows of context for each sequence.
@@ -265,6 +318,7 @@ impl Model {
             logit_bias: Vec::new(),
             top_logprobs: Some(0),
             format: None,
+            tools: None,
             ..request
         };
         self.start(request, answers)
@@ -279,17 +333,34 @@ impl Model {
         // Before the pictures are encoded in vain.
         self.engine.check_sampling(&request.sampling)?;
         self.engine.check_logit_bias(&request.logit_bias)?;
-        let constraint = match &request.format {
+        let calls = match &request.tools {
+            Some(tools) => self.calls(tools)?,
+            None => None,
+        };
+        let opening = calls.as_ref().filter(|calls| calls.opened);
+        let opening = opening.map_or("", |calls| calls.syntax.opening());
+        let format = match (&request.format, calls) {
+            (Some(_), Some(_)) => {
+                return Err(Error::InvalidRequest {
+                    reason: "an answer has one form: a format, or calls".to_owned(),
+                });
+            }
+            (format, calls) => format.clone().or(calls.map(Format::Calls)),
+        };
+        let constraint = match &format {
             Some(format) => Some(self.language_model.constraint(format)?),
             None => None,
         };
-        let segments = self.render(&request)?;
+        let segments = self.render(&request, opening)?;
         let instructions = self.instructions(&request);
         let given = answers
             .iter()
             .map(|answer| self.answer_ids(&segments, answer))
             .collect::<Result<Vec<_>>>()?;
-        let pieces = tokenize(segments, &self.language_model)?;
+        let pieces = match &request.prompt {
+            Prompt::Tokens(ids) => vec![Piece::Tokens(ids.clone())],
+            Prompt::Chat(_) | Prompt::Raw(_) => tokenize(segments, &self.language_model)?,
+        };
         let n_prompt_tokens = self.count_rows(&pieces);
         if n_prompt_tokens == 0 {
             return Err(Error::EmptyPrompt);
@@ -352,19 +423,54 @@ impl Model {
         match &request.prompt {
             Prompt::Chat(messages) => self.manifest.prompt.instructions(messages, n_images),
             Prompt::Raw(text) => vec![text.clone(); n_images],
+            Prompt::Tokens(_) => Vec::new(),
         }
     }
 
-    fn render(&self, request: &Request) -> Result<Vec<Segment>> {
+    /// The form of an answer that must, or may, call functions.
+    fn calls(&self, tools: &Tools) -> Result<Option<Calls>> {
+        let syntax = self.call_syntax.clone()?;
+        let functions = tools.functions.iter().map(|tool| {
+            let any = || json!({"type": "object"});
+            let schema = tool.parameters.clone().unwrap_or_else(any);
+            (tool.name.clone(), schema)
+        });
+        let calls = |functions: Vec<_>, opened, several| {
+            Some(Calls {
+                syntax,
+                functions,
+                opened,
+                several,
+            })
+        };
+        Ok(match tools.choice {
+            ToolChoice::Auto if !tools.strict => None,
+            ToolChoice::Auto => calls(functions.collect(), false, tools.several),
+            ToolChoice::Required => calls(functions.collect(), true, tools.several),
+            ToolChoice::Function(index) => {
+                calls(functions.skip(index).take(1).collect(), true, false)
+            }
+        })
+    }
+
+    /// The prompt's text and the places of its pictures, `opening` behind all of it.
+    fn render(&self, request: &Request, opening: &str) -> Result<Vec<Segment>> {
         let layout = &self.manifest.prompt;
         let n_images = request.images.len();
-        Ok(match &request.prompt {
+        let tools = request.tools.as_ref();
+        let tools = tools.map_or(&[][..], |tools| &tools.functions);
+        let mut segments = match &request.prompt {
             Prompt::Chat(messages) => {
                 check_images(messages, n_images)?;
-                layout.render(messages, self.template.as_ref())?
+                layout.render_with_tools(messages, tools, self.template.as_ref())?
             }
             Prompt::Raw(text) => layout.render_raw(text, n_images)?,
-        })
+            Prompt::Tokens(_) => Vec::new(),
+        };
+        if !opening.is_empty() {
+            segments.push(Segment::special(opening));
+        }
+        Ok(segments)
     }
 
     /// The tokens of an answer behind a prompt, and what ends it.
@@ -421,6 +527,20 @@ impl Model {
             })
             .sum()
     }
+}
+
+/// A name for a bundle, as it is run by this program: whatever changes answers changes it.
+fn fingerprint(manifest: &Manifest, options: &EngineOptions) -> String {
+    let of = format!(
+        "{} {manifest:?} {:?} {:?} {}",
+        env!("CARGO_PKG_VERSION"),
+        options.cache_type,
+        options.flash_attention,
+        options.n_ctx,
+    );
+    let digest = Sha256::digest(of.as_bytes());
+    let hex = digest.iter().take(5).map(|byte| format!("{byte:02x}"));
+    format!("fp_{}", hex.collect::<String>())
 }
 
 /// The GPU where this build has one and the machine too, else the CPU.

@@ -1,14 +1,17 @@
 //! `POST /v1/chat/completions` and `POST /v1/completions`.
 
 use std::any::Any;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use bridge::event::{Event, Summary, Usage};
+use bridge::event::{Event, Usage};
+use prompts::CallReader;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -23,16 +26,21 @@ use crate::{App, Backend, Error, Result, ServeOptions};
 
 /// An answer that is being generated. Dropping it cancels the generation and lets the next request in.
 pub(crate) struct Answer {
-    events: Receiver<Event>,
+    /// Of each prompt. The choices of the second follow those of the first.
+    events: Vec<Receiver<Event>>,
+    /// The prompt that is listened to first, in turn.
+    turn: usize,
+    /// Choices of each prompt.
+    n: usize,
     prompt_param: &'static str,
     image_param: String,
     /// Until when the next event must come, and what that is called.
     deadline: Deadline,
     started: Instant,
     last_event: Option<Instant>,
-    /// Choices that are not complete, and the tokens of those that are.
+    /// Choices that are not complete, and what those that are used.
     running: usize,
-    completion_tokens: usize,
+    usage: Usage,
     /// The model's own name.
     name: String,
     metrics: Arc<Metrics>,
@@ -66,7 +74,9 @@ impl Deadline {
 impl Answer {
     /// The next event.
     pub(crate) async fn next(&mut self) -> Result<Event> {
-        match timeout_at(self.deadline.at, self.events.recv()).await {
+        let until = self.deadline.at;
+        let event = poll_fn(|context| self.poll_next(context));
+        match timeout_at(until, event).await {
             Ok(Some(event)) => {
                 let now = Instant::now();
                 let before = self.last_event.replace(now);
@@ -79,12 +89,11 @@ impl Answer {
                     }
                     (Event::Done(summary), _) => {
                         self.running = self.running.saturating_sub(1);
-                        self.completion_tokens += summary.usage.completion_tokens;
+                        self.count(summary.usage, summary.choice);
                         if self.running == 0 {
-                            let usage = self.usage(summary);
                             let took = now - self.started;
                             self.metrics
-                                .answered(&self.name, usage, summary.timings, took);
+                                .answered(&self.name, self.usage, summary.timings, took);
                         }
                     }
                     (Event::Error(_), _) => {}
@@ -102,17 +111,55 @@ impl Answer {
         }
     }
 
+    /// The next event of any prompt, its choice numbered over all of them.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        let prompts = self.events.len();
+        let mut is_open = false;
+        for i in 0..prompts {
+            let prompt = (self.turn + i) % prompts;
+            match self.events[prompt].poll_recv(context) {
+                Poll::Ready(Some(mut event)) => {
+                    match &mut event {
+                        Event::Token { choice, .. } => *choice += prompt * self.n,
+                        Event::Done(summary) => summary.choice += prompt * self.n,
+                        Event::Error(_) => {}
+                    }
+                    self.turn = prompt + 1;
+                    return Poll::Ready(Some(event));
+                }
+                Poll::Ready(None) => {}
+                Poll::Pending => is_open = true,
+            }
+        }
+        match is_open {
+            true => Poll::Pending,
+            false => Poll::Ready(None),
+        }
+    }
+
+    /// Counts what a choice used. The choices of a prompt share its rows.
+    fn count(&mut self, of: Usage, choice: usize) {
+        self.usage.completion_tokens += of.completion_tokens;
+        if choice.is_multiple_of(self.n) {
+            self.usage.prompt_tokens += of.prompt_tokens;
+            self.usage.image_tokens += of.image_tokens;
+            self.usage.cached_tokens += of.cached_tokens;
+        }
+    }
+
     /// Whether all choices are complete.
     pub(crate) fn is_complete(&self) -> bool {
         self.running == 0
     }
 
-    /// What all choices that are complete used, `summary` one of them.
-    pub(crate) fn usage(&self, summary: &Summary) -> Usage {
-        Usage {
-            completion_tokens: self.completion_tokens,
-            ..summary.usage
-        }
+    /// What all choices that are complete used.
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Choices, of all prompts together.
+    pub(crate) fn choices(&self) -> usize {
+        self.n * self.events.len()
     }
 
     /// The model's own error, with the field to blame.
@@ -144,7 +191,7 @@ async fn answer<B: Backend>(
 ) -> Result<Response> {
     app.models.is_ready()?;
     // Before the body is read: a request that finds no room costs nothing.
-    let permit = app.admit()?;
+    let mut permit = app.admit()?;
     let started = Instant::now();
     let whole_request = Deadline::new("the answer", app.options.request_timeout);
     let body = read_body(request, &app.options).await?;
@@ -155,36 +202,58 @@ async fn answer<B: Backend>(
         drop(body);
         let name = as_string(fields.required("model")?, "model")?;
         let (name, model) = parser.models.get(&name)?;
-        let asked = AnswerRequest::parse(kind, fields, model.default_sampling(), &parser.options)?;
+        let sampling = model.default_sampling();
+        let syntax = model.call_syntax();
+        let asked = AnswerRequest::parse(kind, fields, sampling, &syntax, &parser.options)?;
+        let prompts = asked.requests.len();
+        if prompts > parser.options.max_requests {
+            let most = parser.options.max_requests;
+            let reason =
+                format!("must not have more prompts than this server takes requests, {most}");
+            return Err(Error::invalid(kind.prompt_param(), reason));
+        }
+        if prompts > 1 {
+            permit.merge(parser.admit_many(prompts - 1)?);
+        }
         // The permit goes with the work, which goes on when the client has left.
         Ok((asked, name.to_owned(), model, permit))
     })
     .await?;
     let AnswerRequest {
-        mut request,
+        mut requests,
         images,
         stream,
         include_usage,
         logprobs,
+        calls,
+        names_tier,
     } = asked;
-    let n = request.sampling.n;
+    let n = requests.first().map_or(1, |request| request.sampling.n);
     let (prompt_param, image_param) = (kind.prompt_param(), images.param());
-    request.images = images.load(&app.options).await?;
-    let head = Head::new(kind, &name, logprobs);
+    // Pictures come with a chat, which is one prompt.
+    let images = images.load(&app.options).await?;
+    if let Some(request) = requests.first_mut() {
+        request.images = images;
+    }
+    let head = Head::new(kind, &name, model.fingerprint(), logprobs, names_tier);
     let first_token = Deadline::new("the first token", app.options.first_token_timeout);
     let mut answer = blocking(move || {
-        let events = model
-            .submit(request)
+        let events: Vec<Receiver<Event>> = requests
+            .into_iter()
+            .map(|request| model.submit(request))
+            .collect::<bridge::Result<_>>()
             .map_err(|error| Error::from_model(&error, prompt_param, &image_param))?;
         Ok(Answer {
+            running: n * events.len(),
             events,
+            turn: 0,
+            n,
             prompt_param,
             image_param,
             deadline: first_token.earlier(whole_request),
             started,
             last_event: None,
-            running: n,
-            completion_tokens: 0,
+            usage: Usage::default(),
             name,
             metrics: app.metrics.clone(),
             _model: model,
@@ -199,9 +268,9 @@ async fn answer<B: Backend>(
     };
     answer.deadline = whole_request;
     if stream {
-        return Ok(stream::respond(head, answer, first, n, include_usage));
+        return Ok(stream::respond(head, answer, first, calls, include_usage));
     }
-    whole(&head, answer, first, n).await
+    whole(&head, answer, first, calls).await
 }
 
 pub(crate) async fn read_body(request: Request, options: &ServeOptions) -> Result<Bytes> {
@@ -222,8 +291,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
     })?
 }
 
-async fn whole(head: &Head, mut answer: Answer, first: Event, n: usize) -> Result<Response> {
-    let mut choices = vec![Choice::default(); n];
+async fn whole(
+    head: &Head,
+    mut answer: Answer,
+    first: Event,
+    calls: Option<CallReader>,
+) -> Result<Response> {
+    let mut choices = vec![Choice::new(calls); answer.choices()];
     let mut event = first;
     loop {
         match event {
@@ -234,19 +308,19 @@ async fn whole(head: &Head, mut answer: Answer, first: Event, n: usize) -> Resul
                 ..
             } => {
                 if let Some(choice) = choices.get_mut(choice) {
-                    choice.text.push_str(&text);
+                    choice.push(&text);
                     choice.logprobs.extend(logprobs);
                 }
             }
             Event::Done(summary) => {
                 if let Some(choice) = choices.get_mut(summary.choice) {
-                    choice.text.push_str(&summary.text);
+                    choice.push(&summary.text);
                     choice.logprobs.extend_from_slice(&summary.logprobs);
-                    choice.finish_reason = Some(summary.finish_reason);
+                    choice.finish(summary.finish_reason);
                 }
                 if answer.is_complete() {
-                    let usage = answer.usage(&summary);
-                    return Ok(Json(head.completion(&choices, usage)).into_response());
+                    let completion = head.completion(&choices, answer.usage());
+                    return Ok(Json(completion).into_response());
                 }
             }
             Event::Error(error) => return Err(answer.model_error(&error)),

@@ -3,7 +3,7 @@
 use bridge::engine::Sampling;
 use bridge::event::Event;
 use bridge::model::{Model, Prompt, Request, VisionActivity};
-use prompts::{Message, Part, Role};
+use prompts::{CallSyntax, Message, Part, Role};
 use tokio::sync::mpsc::Receiver;
 
 /// How busy a model is, and what it has done.
@@ -19,6 +19,12 @@ pub struct Activity {
 pub trait Backend: Send + Sync + 'static {
     /// Sampling of a request that says nothing about it.
     fn default_sampling(&self) -> Sampling;
+
+    /// How the model writes calls of functions, or why it makes none.
+    fn call_syntax(&self) -> prompts::Result<CallSyntax>;
+
+    /// Stands for what answers depend on beside the request.
+    fn fingerprint(&self) -> &str;
 
     /// Starts a request. Dropping the receiver cancels it. Called where blocking is allowed.
     ///
@@ -45,6 +51,14 @@ pub trait Backend: Send + Sync + 'static {
 impl Backend for Model {
     fn default_sampling(&self) -> Sampling {
         Model::default_sampling(self)
+    }
+
+    fn call_syntax(&self) -> prompts::Result<CallSyntax> {
+        Model::call_syntax(self)
+    }
+
+    fn fingerprint(&self) -> &str {
+        Model::fingerprint(self)
     }
 
     fn submit(&self, request: Request) -> bridge::Result<Receiver<Event>> {

@@ -1,39 +1,48 @@
 //! Messages: roles, and content as text or as parts.
 
-use prompts::{Message, Part, Role};
+use prompts::{Message, Part, Role, ToolCall};
 use serde_json::Value;
 
 use crate::fields::{Fields, as_list, as_string, expected};
 use crate::images::Images;
-use crate::tables::{IMAGE_URL, MESSAGE, PART};
+use crate::tables::{CALL, CALL_FUNCTION, IMAGE_URL, MESSAGE, PART};
+use crate::tools::{Syntax, known, only_functions};
 use crate::{Error, Result, ServeOptions};
 
-/// Reads `messages`.
-pub(crate) fn messages(value: Value, options: &ServeOptions) -> Result<(Vec<Message>, Images)> {
+/// Reads `messages` for a model that writes calls in such a syntax, if any.
+pub(crate) fn messages(
+    value: Value,
+    syntax: &Syntax,
+    options: &ServeOptions,
+) -> Result<(Vec<Message>, Images)> {
     let list = as_list(value, "messages")?;
     if list.is_empty() {
         return Err(Error::invalid("messages", "must have at least one message"));
     }
     let mut images = Images::default();
-    let messages = list
-        .into_iter()
-        .enumerate()
-        .map(|(index, value)| message(value, &format!("messages[{index}]"), &mut images, options))
-        .collect::<Result<_>>()?;
+    let mut messages = Vec::with_capacity(list.len());
+    for (index, value) in list.into_iter().enumerate() {
+        let path = format!("messages[{index}]");
+        let message = message(value, &path, &messages, syntax, &mut images, options)?;
+        messages.push(message);
+    }
     Ok((messages, images))
 }
 
 fn message(
     value: Value,
     path: &str,
+    before: &[Message],
+    syntax: &Syntax,
     images: &mut Images,
     options: &ServeOptions,
 ) -> Result<Message> {
     let mut fields = Fields::of(value, path, &MESSAGE)?;
-    let role = role(&mut fields)?;
-    let has_content = fields.contains("content");
+    let role = role(&mut fields, syntax)?;
+    let calls = calls(&mut fields, role, syntax)?;
+    let has_content = fields.contains("content") || !calls.is_empty();
     let content_path = fields.path("content");
-    let parts = match fields.take("content") {
+    let mut parts = match fields.take("content") {
         Some(Value::String(text)) => vec![Part::Text(text)],
         Some(Value::Array(list)) if list.is_empty() => {
             return Err(Error::invalid(content_path, "must have at least one part"));
@@ -65,19 +74,10 @@ fn message(
             ));
         }
     };
-    match fields.take("tool_calls") {
-        None => {}
-        Some(Value::Array(list)) if list.is_empty() => {}
-        Some(_) => {
-            return Err(Error::unsupported(
-                fields.path("tool_calls"),
-                "there are no tools",
-            ));
-        }
-    }
+    parts.extend(calls.into_iter().map(Part::Call));
+    parts.extend(result_of(&mut fields, role, before)?.map(Part::ResultOf));
     for (other, reason) in [
-        ("function_call", "there are no tools"),
-        ("tool_call_id", "there are no tools"),
+        ("function_call", "send tool_calls"),
         ("name", "the prompt names speakers by their role"),
         ("refusal", "send the refusal as content"),
         ("audio", "send text and pictures"),
@@ -90,7 +90,76 @@ fn message(
     Ok(Message { role, parts })
 }
 
-fn role(fields: &mut Fields) -> Result<Role> {
+/// The functions that an assistant's message calls.
+fn calls(fields: &mut Fields, role: Role, syntax: &Syntax) -> Result<Vec<ToolCall>> {
+    let path = fields.path("tool_calls");
+    let list = match fields.take("tool_calls") {
+        None => return Ok(Vec::new()),
+        Some(list) => as_list(list, &path)?,
+    };
+    if list.is_empty() {
+        return Ok(Vec::new());
+    }
+    known(syntax, &path)?;
+    if role != Role::Assistant {
+        return Err(Error::invalid(path, "only the assistant calls functions"));
+    }
+    let calls = list.into_iter().enumerate();
+    calls
+        .map(|(index, value)| call(value, &format!("{path}[{index}]")))
+        .collect()
+}
+
+fn call(value: Value, path: &str) -> Result<ToolCall> {
+    let mut fields = Fields::of(value, path, &CALL)?;
+    let id_path = fields.path("id");
+    let id = as_string(fields.required("id")?, &id_path)?;
+    only_functions(&mut fields)?;
+    let path = fields.path("function");
+    let mut function = Fields::of(fields.required("function")?, &path, &CALL_FUNCTION)?;
+    fields.finish()?;
+    let name_path = function.path("name");
+    let name = as_string(function.required("name")?, &name_path)?;
+    for (path, text) in [(&id_path, &id), (&name_path, &name)] {
+        if text.is_empty() {
+            return Err(Error::invalid(path, "must not be empty"));
+        }
+    }
+    let path = function.path("arguments");
+    let arguments = as_string(function.required("arguments")?, &path)?;
+    function.finish()?;
+    let arguments = match arguments.trim() {
+        "" => "{}",
+        arguments => arguments,
+    };
+    match serde_json::from_str(arguments) {
+        Ok(Value::Object(arguments)) => Ok(ToolCall {
+            id,
+            name,
+            arguments,
+        }),
+        _ => Err(Error::invalid(path, "must be a JSON object, as a string")),
+    }
+}
+
+/// The id of the call that a tool's message answers.
+fn result_of(fields: &mut Fields, role: Role, before: &[Message]) -> Result<Option<String>> {
+    let path = fields.path("tool_call_id");
+    match (role, fields.string("tool_call_id")?) {
+        (Role::Tool, None) => Err(Error::Missing { param: path }),
+        (Role::Tool, Some(id)) => {
+            let is_it = |part: &Part| matches!(part, Part::Call(call) if call.id == id);
+            match before.iter().flat_map(|message| &message.parts).any(is_it) {
+                true => Ok(Some(id)),
+                false => Err(Error::invalid(path, "is not the id of an earlier call")),
+            }
+        }
+        (_, None) => Ok(None),
+        (_, Some(_)) => Err(Error::invalid(path, "is for tool messages alone")),
+    }
+}
+
+fn role(fields: &mut Fields, syntax: &Syntax) -> Result<Role> {
     let path = fields.path("role");
     let name = as_string(fields.required("role")?, &path)?;
     match name.as_str() {
@@ -98,10 +167,11 @@ fn role(fields: &mut Fields) -> Result<Role> {
         "system" | "developer" => Ok(Role::System),
         "user" => Ok(Role::User),
         "assistant" => Ok(Role::Assistant),
-        "tool" | "function" => Err(Error::unsupported(path, "there are no tools")),
+        "tool" => known(syntax, path).map(|_| Role::Tool),
+        "function" => Err(Error::unsupported(path, "send tool messages")),
         _ => Err(Error::invalid(
             path,
-            "must be system, developer, user or assistant",
+            "must be system, developer, user, assistant or tool",
         )),
     }
 }

@@ -267,6 +267,9 @@ impl Error {
                 );
             }
             bridge::Error::LogitBias { reason } => return Error::invalid("logit_bias", reason),
+            bridge::Error::ToolSchema { tool, reason } => {
+                return Error::invalid(format!("tools[{tool}].function.parameters"), reason);
+            }
             bridge::Error::Schema { reason } => {
                 return Error::invalid("response_format.json_schema.schema", reason);
             }

@@ -31,6 +31,7 @@ mod stream;
 mod tables;
 mod tls;
 mod tokens;
+mod tools;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -85,8 +86,14 @@ impl<B: Backend> App<B> {
 
     /// A place among the requests that may hold memory.
     fn admit(&self) -> Result<OwnedSemaphorePermit> {
-        let place = self.admission.clone().try_acquire_owned();
-        place.map_err(|_| Error::QueueFull)
+        self.admit_many(1)
+    }
+
+    /// So many places, or none.
+    fn admit_many(&self, n: usize) -> Result<OwnedSemaphorePermit> {
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        let places = self.admission.clone().try_acquire_many_owned(n);
+        places.map_err(|_| Error::QueueFull)
     }
 }
 

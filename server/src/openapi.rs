@@ -294,15 +294,29 @@ fn answers() -> Map<String, Value> {
     };
     let constant = |value: &str| json!({"type": "string", "const": value});
     let list = |of: Value| json!({"type": "array", "items": of});
-    let finish_reason = json!({"type": "string", "enum": ["stop", "length"]});
+    let finish_reason = json!({"type": "string", "enum": ["stop", "length", "tool_calls"]});
+    let function = json!({"name": string, "arguments": string});
+    let call = json!({"id": string, "type": constant("function"), "function": object(function)});
+    let mut piece = object(json!({"index": count}));
+    piece["properties"] = call.clone();
+    piece["properties"]["index"] = count.clone();
+    piece["properties"]["function"]["required"] = json!(["arguments"]);
     let mut delta = object(json!({}));
-    delta["properties"] = json!({"role": constant("assistant"), "content": string});
+    delta["properties"] =
+        json!({"role": constant("assistant"), "content": string, "tool_calls": list(piece)});
+    let mut message = object(json!({
+        "role": constant("assistant"),
+        "content": nullable(string.clone()),
+        "refusal": nullable(string.clone()),
+    }));
+    message["properties"]["tool_calls"] = list(object(call));
     let completion = |kind: &str, choice: Value| {
         object(json!({
             "id": string,
             "object": constant(kind),
             "created": count,
             "model": string,
+            "system_fingerprint": string,
             "choices": list(object(choice)),
         }))
     };
@@ -357,15 +371,21 @@ fn answers() -> Map<String, Value> {
             "prompt_tokens": count,
             "completion_tokens": count,
             "total_tokens": count,
-            "prompt_tokens_details": object(json!({"cached_tokens": count, "image_tokens": count})),
+            "prompt_tokens_details": object(json!({
+                "cached_tokens": count, "image_tokens": count, "audio_tokens": count,
+            })),
+            "completion_tokens_details": object(json!({
+                "reasoning_tokens": count,
+                "audio_tokens": count,
+                "accepted_prediction_tokens": count,
+                "rejected_prediction_tokens": count,
+            })),
         })),
         "Logprobs": {"type": "object"},
         "ChatCompletion": with_usage(
             completion("chat.completion", json!({
                 "index": count,
-                "message": object(json!({
-                    "role": constant("assistant"), "content": string, "refusal": nullable(string.clone()),
-                })),
+                "message": message,
                 "logprobs": logprobs(),
                 "finish_reason": finish_reason,
             })),

@@ -2,7 +2,8 @@
 
 use bridge::constraint::Format;
 use bridge::engine::Sampling;
-use bridge::model::{Prompt, Request};
+use bridge::model::{Prompt, Request, ToolChoice, Tools};
+use prompts::CallReader;
 use serde_json::Value;
 
 use crate::content;
@@ -10,8 +11,9 @@ use crate::fields::{Fields, as_list, as_string, expected};
 use crate::images::Images;
 use crate::schema::Object;
 use crate::tables::{
-    CHAT, HARMLESS, JSON_SCHEMA, MAX_STOPS, RESPONSE_FORMAT, STREAM_OPTIONS, TEXT,
+    CHAT, HARMLESS, JSON_SCHEMA, MAX_PROMPTS, MAX_STOPS, RESPONSE_FORMAT, STREAM_OPTIONS, TEXT,
 };
+use crate::tools::{self, Syntax};
 use crate::{Error, Result, ServeOptions};
 
 /// What is asked for: a message after messages, or text after text.
@@ -44,8 +46,8 @@ impl Kind {
 /// A request for an answer, checked.
 #[derive(Debug)]
 pub(crate) struct AnswerRequest {
-    /// What the model is asked, but for its pictures.
-    pub(crate) request: Request,
+    /// What the model is asked, but for its pictures: a request for each prompt.
+    pub(crate) requests: Vec<Request>,
     /// The pictures.
     pub(crate) images: Images,
     /// Whether to answer piece by piece.
@@ -54,21 +56,34 @@ pub(crate) struct AnswerRequest {
     pub(crate) include_usage: bool,
     /// Whether the log-probabilities of tokens are told.
     pub(crate) logprobs: bool,
+    /// Reads calls of functions out of a choice, where there may be any.
+    pub(crate) calls: Option<CallReader>,
+    /// Whether the request names a tier to be served in.
+    pub(crate) names_tier: bool,
 }
 
 impl AnswerRequest {
-    /// Reads a body whose model is known; `sampling`, the model's, stands in for what it does not say.
+    /// Reads a body whose model is known: `sampling`, the model's, stands in for what it does not say, and `syntax` is
+    /// how the model calls functions.
     pub(crate) fn parse(
         kind: Kind,
         mut fields: Fields,
         sampling: Sampling,
+        syntax: &Syntax,
         options: &ServeOptions,
     ) -> Result<AnswerRequest> {
         let prompt = fields.required(kind.prompt_param())?;
-        match kind {
-            Kind::Chat => refuse_unsupported(&mut fields)?,
-            Kind::Text => refuse_unsupported_of_text(&mut fields)?,
-        }
+        let tools = match kind {
+            Kind::Chat => {
+                refuse_unsupported(&mut fields)?;
+                tools::tools(&mut fields, syntax)?
+            }
+            Kind::Text => {
+                refuse_unsupported_of_text(&mut fields)?;
+                None
+            }
+        };
+        let names_tier = fields.contains_value("service_tier");
         for harmless in HARMLESS {
             fields.take(harmless.name);
         }
@@ -82,9 +97,15 @@ impl AnswerRequest {
         };
         let names_num_beams = fields.contains_value("num_beams");
         let mut sampling = self::sampling(&mut fields, sampling)?;
+        if format.is_some() && tools.is_some() {
+            return Err(Error::unsupported("response_format", "not with tools"));
+        }
+        let must_call = |tools: &Tools| tools.choice != ToolChoice::Auto;
         for (name, is_asked) in [
             ("logprobs", top_logprobs.is_some()),
             ("response_format", format.is_some()),
+            ("tool_choice", tools.as_ref().is_some_and(must_call)),
+            ("tools", tools.as_ref().is_some_and(|tools| tools.strict)),
         ] {
             if is_asked && names_num_beams && sampling.num_beams > 1 {
                 return Err(Error::unsupported(name, "not with num_beams"));
@@ -104,27 +125,35 @@ impl AnswerRequest {
         let cache_prompt = fields.boolean("cache_prompt")?.unwrap_or(true);
         fields.finish()?;
         // Last, since decoding pictures is the one step that costs something.
-        let (prompt, images) = match kind {
+        let (prompts, images) = match kind {
             Kind::Chat => {
-                let (messages, images) = content::messages(prompt, options)?;
-                (Prompt::Chat(messages), images)
+                let (messages, images) = content::messages(prompt, syntax, options)?;
+                (vec![Prompt::Chat(messages)], images)
             }
-            Kind::Text => (Prompt::Raw(text_prompt(prompt)?), Images::default()),
+            Kind::Text => (text_prompts(prompt)?, Images::default()),
+        };
+        let calls = match (&tools, syntax) {
+            (Some(tools), &Ok(syntax)) => Some(tools::reader(tools, syntax)),
+            _ => None,
+        };
+        let request = |prompt| Request {
+            max_tokens,
+            stop: stop.clone(),
+            logit_bias: logit_bias.clone(),
+            top_logprobs,
+            format: format.clone(),
+            tools: tools.clone(),
+            cache_prompt,
+            ..Request::new(prompt, sampling)
         };
         Ok(AnswerRequest {
-            request: Request {
-                max_tokens,
-                stop,
-                logit_bias,
-                top_logprobs,
-                format,
-                cache_prompt,
-                ..Request::new(prompt, sampling)
-            },
+            requests: prompts.into_iter().map(request).collect(),
             images,
             stream,
             include_usage,
             logprobs: top_logprobs.is_some(),
+            calls,
+            names_tier,
         })
     }
 }
@@ -146,16 +175,52 @@ pub(crate) fn body_fields(body: &[u8], table: &'static Object) -> Result<Fields>
     Fields::of(body, "", table)
 }
 
-/// The one text of `/v1/completions`: as it is, or as the only one of a list.
-fn text_prompt(prompt: Value) -> Result<String> {
+/// The prompts of `/v1/completions`: a text or token ids, or a list of either.
+fn text_prompts(prompt: Value) -> Result<Vec<Prompt>> {
     let param = "prompt";
-    match prompt {
-        Value::Array(mut list) if list.len() == 1 => match list.remove(0) {
-            Value::String(text) => Ok(text),
-            _ => Err(Error::unsupported(param, "send one text, not tokens")),
-        },
-        Value::Array(_) => Err(Error::unsupported(param, "send one text in a request")),
-        text => as_string(text, param),
+    let list = match prompt {
+        Value::String(text) => return Ok(vec![Prompt::Raw(text)]),
+        Value::Array(list) => list,
+        other => {
+            let wanted = "a string, a list of strings, or token ids";
+            return Err(Error::invalid(param, expected(wanted, &other)));
+        }
+    };
+    if list.is_empty() {
+        return Err(Error::invalid(param, "must not be empty"));
+    }
+    if list.iter().all(Value::is_number) {
+        return Ok(vec![tokens(list, param)?]);
+    }
+    if list.len() > MAX_PROMPTS {
+        let reason = format!("must not have more than {MAX_PROMPTS} prompts");
+        return Err(Error::invalid(param, reason));
+    }
+    let are_texts = list[0].is_string();
+    let prompts = list.into_iter().enumerate().map(|(index, prompt)| {
+        let param = format!("{param}[{index}]");
+        match prompt {
+            Value::String(text) if are_texts => Ok(Prompt::Raw(text)),
+            Value::Array(ids) if !are_texts => tokens(ids, &param),
+            other => {
+                let wanted = match are_texts {
+                    true => "a string, as those before",
+                    false => "a string or a list of token ids, as those before",
+                };
+                Err(Error::invalid(param, expected(wanted, &other)))
+            }
+        }
+    });
+    prompts.collect()
+}
+
+/// Token ids; whether the vocabulary has them the model knows.
+fn tokens(list: Vec<Value>, param: &str) -> Result<Prompt> {
+    let id = |id: &Value| i32::try_from(id.as_i64()?).ok().filter(|&id| id >= 0);
+    match list.iter().map(id).collect::<Option<Vec<i32>>>() {
+        Some(ids) if !ids.is_empty() => Ok(Prompt::Tokens(ids)),
+        Some(_) => Err(Error::invalid(param, "must not be empty")),
+        None => Err(Error::invalid(param, "must be token ids of the vocabulary")),
     }
 }
 
@@ -289,12 +354,7 @@ fn refuse_asking(fields: &mut Fields, name: &str, reason: &str) -> Result<()> {
 
 /// Fields that would change the answer and are not supported, unless their value asks for nothing.
 fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
-    for (name, reason) in [
-        ("tools", "this model calls no tools"),
-        ("functions", "this model calls no functions"),
-    ] {
-        refuse_asking(fields, name, reason)?;
-    }
+    refuse_asking(fields, "functions", "send tools")?;
     for (name, reason) in [
         ("audio", "answers are text"),
         ("prediction", "answers are not predicted"),
@@ -304,15 +364,11 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<()> {
             return Err(Error::unsupported(name, reason));
         }
     }
-    // Without tools these say nothing.
-    for name in ["tool_choice", "function_call"] {
-        match fields.take(name) {
-            None => {}
-            Some(Value::String(choice)) if choice == "none" || choice == "auto" => {}
-            Some(_) => return Err(Error::unsupported(name, "this model calls no tools")),
-        }
+    match fields.take("function_call") {
+        None => {}
+        Some(Value::String(choice)) if choice == "none" || choice == "auto" => {}
+        Some(_) => return Err(Error::unsupported("function_call", "send tool_choice")),
     }
-    fields.boolean("parallel_tool_calls")?;
     if let Some(modalities) = fields.take("modalities") {
         let modalities = as_list(modalities, "modalities")?;
         if modalities.iter().any(|modality| modality != "text") {

@@ -7,11 +7,13 @@ use std::time::Duration;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bridge::event::{Event, Summary, TokenLogprobs};
+use prompts::{CallReader, Said};
 use serde_json::Value;
 
 use crate::Error;
 use crate::answer::Answer;
 use crate::response::Head;
+use crate::tools::{call_id, said};
 
 /// A comment is sent when nothing else was for so long, so that nothing on the way gives up.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -21,10 +23,20 @@ struct Stream {
     head: Head,
     answer: Answer,
     include_usage: bool,
-    /// Characters of each choice's tokens so far.
-    offsets: Vec<usize>,
+    choices: Vec<Choice>,
     pending: VecDeque<String>,
     ended: bool,
+}
+
+/// One of the answers on its way.
+#[derive(Clone)]
+struct Choice {
+    /// Reads calls out of it, where there may be any.
+    reader: Option<CallReader>,
+    /// Calls so far.
+    calls: usize,
+    /// Characters of its tokens so far.
+    offset: usize,
 }
 
 /// Streams an answer whose first event has come and is no error.
@@ -32,14 +44,20 @@ pub(crate) fn respond(
     head: Head,
     answer: Answer,
     first: Event,
-    n: usize,
+    calls: Option<CallReader>,
     include_usage: bool,
 ) -> Response {
+    let choice = Choice {
+        reader: calls,
+        calls: 0,
+        offset: 0,
+    };
+    let n = answer.choices();
     let mut stream = Stream {
         head,
         answer,
         include_usage,
-        offsets: vec![0; n],
+        choices: vec![choice; n],
         pending: VecDeque::new(),
         ended: false,
     };
@@ -92,13 +110,40 @@ impl Stream {
     }
 
     fn push_text(&mut self, choice: usize, text: &str, logprobs: &[TokenLogprobs]) {
-        if text.is_empty() && logprobs.is_empty() {
+        if let Some(of) = self.choices.get_mut(choice) {
+            let said = said(&mut of.reader, text);
+            self.push_said(choice, said, logprobs);
+        }
+    }
+
+    fn push_said(&mut self, index: usize, mut said: Vec<Said>, logprobs: &[TokenLogprobs]) {
+        let (Some(choice), head) = (self.choices.get_mut(index), &self.head) else {
             return;
+        };
+        if said.is_empty() && !logprobs.is_empty() {
+            said.push(Said::Text(String::new()));
         }
-        if let Some(offset) = self.offsets.get_mut(choice) {
-            let piece = self.head.piece(choice, text, logprobs, offset);
-            self.push_chunk(piece);
+        let mut chunks = Vec::with_capacity(said.len());
+        let mut logprobs = logprobs;
+        for said in said {
+            // With the first piece, whatever the tokens are of.
+            let logprobs = std::mem::take(&mut logprobs);
+            let offset = &mut choice.offset;
+            chunks.push(match said {
+                Said::Text(text) => head.piece(index, &text, logprobs, offset),
+                Said::Call(name) => {
+                    let id = call_id(choice.reader.as_ref());
+                    let call = (choice.calls, id.as_str(), name.as_str());
+                    choice.calls += 1;
+                    head.call(index, call, logprobs, offset)
+                }
+                Said::Arguments(more) => {
+                    let call = choice.calls.saturating_sub(1);
+                    head.arguments(index, (call, &more), logprobs, offset)
+                }
+            });
         }
+        chunks.into_iter().for_each(|chunk| self.push_chunk(chunk));
     }
 
     fn push_chunk(&mut self, mut chunk: Value) {
@@ -109,13 +154,18 @@ impl Stream {
     }
 
     fn finish(&mut self, summary: &Summary) {
-        self.push_text(summary.choice, &summary.text, &summary.logprobs);
-        self.push_chunk(self.head.ending(summary));
+        let choice = summary.choice;
+        self.push_text(choice, &summary.text, &summary.logprobs);
+        let reader = self.choices.get_mut(choice);
+        let rest = reader.and_then(|choice| Some(choice.reader.as_mut()?.finish()));
+        self.push_said(choice, rest.unwrap_or_default(), &[]);
+        let calls = self.choices.get(choice).map_or(0, |choice| choice.calls);
+        self.push_chunk(self.head.ending(choice, summary.finish_reason, calls));
         if !self.answer.is_complete() {
             return;
         }
         if self.include_usage {
-            let usage = self.answer.usage(summary);
+            let usage = self.answer.usage();
             self.pending
                 .push_back(self.head.usage_chunk(usage).to_string());
         }

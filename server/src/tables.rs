@@ -9,6 +9,9 @@ use crate::schema::{EMPTY, Field, Object, Type, optional, required};
 /// Most stop strings of a request: OpenAI's limit.
 pub(crate) const MAX_STOPS: usize = 4;
 
+/// Most functions of a request: OpenAI's limit.
+pub(crate) const MAX_TOOLS: usize = 128;
+
 /// Most beams of a request that make sense to any model; the engine may have fewer.
 const MAX_BEAMS: i64 = 256;
 
@@ -184,15 +187,27 @@ pub(crate) const CHAT: Object = Object {
                 List(&Choice(&["text"]), 0, ANY_NUMBER),
                 "Answers are text.",
             ),
-            optional("tools", EMPTY, "No model calls tools."),
-            optional("functions", EMPTY, "No model calls functions."),
-            optional("tool_choice", Choice(&["none", "auto"]), "There are none."),
+            optional(
+                "tools",
+                List(&Of(&TOOL), 0, MAX_TOOLS),
+                "Functions that the model may call, where its chat template knows of any; not with num_beams and JSON.",
+            ),
+            optional(
+                "tool_choice",
+                Either(&[Choice(&["none", "auto", "required"]), Of(&CHOSEN)]),
+                "Whether it must call any; auto where there are tools.",
+            ),
+            optional(
+                "parallel_tool_calls",
+                Boolean,
+                "Whether it may call several at once; true by default.",
+            ),
+            optional("functions", EMPTY, "The old name of tools: not taken."),
             optional(
                 "function_call",
                 Choice(&["none", "auto"]),
-                "There are none.",
+                "The old name of tool_choice: not taken.",
             ),
-            optional("parallel_tool_calls", Boolean, "There are none."),
             optional("audio", Null, "Answers are text."),
             optional("prediction", Null, "Answers are not predicted."),
             optional("web_search_options", Null, "Nothing is searched."),
@@ -239,6 +254,11 @@ pub(crate) const JSON_SCHEMA: Object = Object {
     ]],
 };
 
+/// Most prompts of a request.
+pub(crate) const MAX_PROMPTS: usize = 128;
+
+const TOKEN: Type = Integer(0, i32::MAX as i64);
+
 /// `POST /v1/completions`
 pub(crate) const TEXT: Object = Object {
     name: "CompletionRequest",
@@ -246,8 +266,14 @@ pub(crate) const TEXT: Object = Object {
     fields: &[
         &[required(
             "prompt",
-            Either(&[String, List(&String, 1, 1)]),
-            "One text, as it is; special tokens in it are text.",
+            Either(&[
+                String,
+                List(&String, 1, MAX_PROMPTS),
+                List(&TOKEN, 1, ANY_NUMBER),
+                List(&List(&TOKEN, 1, ANY_NUMBER), 1, MAX_PROMPTS),
+            ]),
+            "A text, or token ids, or several of either. A text stands behind what the bundle's layout begins with, and \
+             special tokens in it are text; token ids are all there is.",
         )],
         ANSWER,
         &[
@@ -275,7 +301,7 @@ pub(crate) const MESSAGE: Object = Object {
     fields: &[&[
         required(
             "role",
-            Choice(&["system", "developer", "user", "assistant"]),
+            Choice(&["system", "developer", "user", "assistant", "tool"]),
             "Who said it; developer is system by another name.",
         ),
         optional(
@@ -283,12 +309,98 @@ pub(crate) const MESSAGE: Object = Object {
             Either(&[String, List(&Of(&PART), 1, ANY_NUMBER)]),
             "A text, or parts in their order. Only an assistant may have said nothing (null).",
         ),
-        optional("tool_calls", List(&Any, 0, 0), "There are no tools."),
-        optional("function_call", Null, "There are no tools."),
-        optional("tool_call_id", Null, "There are no tools."),
+        optional(
+            "tool_calls",
+            List(&Of(&CALL), 0, MAX_TOOLS),
+            "The functions that the assistant called.",
+        ),
+        optional(
+            "tool_call_id",
+            Text,
+            "The call that a tool message answers, which needs one.",
+        ),
+        optional("function_call", Null, "The old name of tool_calls."),
         optional("name", Null, "Prompts name speakers by their role."),
         optional("refusal", Null, "Send it as content."),
         optional("audio", Null, "Send text and pictures."),
+    ]],
+};
+
+/// One of `tools`
+pub(crate) const TOOL: Object = Object {
+    name: "Tool",
+    about: "A function that the model may call.",
+    fields: &[&[
+        required("type", FUNCTION_TYPE, "There are no other tools."),
+        required("function", Of(&FUNCTION), "The function."),
+    ]],
+};
+
+const FUNCTION_TYPE: Type = Choice(&["function"]);
+
+/// `function` of a tool
+pub(crate) const FUNCTION: Object = Object {
+    name: "Function",
+    about: "A function, as the model is told of it.",
+    fields: &[&[
+        required(
+            "name",
+            Text,
+            "Its name: at most 64 letters, digits, _ and -.",
+        ),
+        optional("description", String, "What it does."),
+        optional(
+            "parameters",
+            Map(&Any),
+            "A JSON Schema of its arguments; any object where there is none.",
+        ),
+        optional(
+            "strict",
+            Boolean,
+            "Hold the arguments to the schema even where tool_choice is auto; for one function it is for all.",
+        ),
+    ]],
+};
+
+/// `tool_choice` that names a function
+pub(crate) const CHOSEN: Object = Object {
+    name: "ToolChoice",
+    about: "The function that the model must call.",
+    fields: &[&[
+        required("type", FUNCTION_TYPE, "There are no other tools."),
+        required("function", Of(&CALLED), "The function."),
+    ]],
+};
+
+/// `function` of a choice
+pub(crate) const CALLED: Object = Object {
+    name: "FunctionName",
+    about: "A function of tools.",
+    fields: &[&[required("name", Text, "Its name.")]],
+};
+
+/// One of `tool_calls`
+pub(crate) const CALL: Object = Object {
+    name: "ToolCall",
+    about: "A call that the assistant made.",
+    fields: &[&[
+        required("id", Text, "What the tool message that answers it names."),
+        required("type", FUNCTION_TYPE, "There are no other tools."),
+        required("function", Of(&CALL_FUNCTION), "What was called."),
+    ]],
+};
+
+/// `function` of a call
+pub(crate) const CALL_FUNCTION: Object = Object {
+    name: "CalledFunction",
+    about: "A function and its arguments.",
+    fields: &[&[
+        required("name", Text, "Its name."),
+        required(
+            "arguments",
+            Formatted("json-object"),
+            "Its arguments: a JSON object, or nothing.",
+        ),
     ]],
 };
 
@@ -359,7 +471,7 @@ pub(crate) const DETOKENIZE: Object = Object {
     fields: &[&[
         required(
             "tokens",
-            List(&Integer(0, i32::MAX as i64), 0, ANY_NUMBER),
+            List(&TOKEN, 0, ANY_NUMBER),
             "Ids of the vocabulary.",
         ),
         optional("model", String, TOKENIZERS),

@@ -45,6 +45,7 @@ async fn requests_are_refused_by_field() {
         message(json!({"role": 123, "content": "Hi"})),
         message(json!({"role": "robot", "content": "Hi"})),
         message(json!({"role": "tool", "content": "Hi", "tool_call_id": "1"})),
+        message(json!({"role": "function", "content": "Hi", "name": "f"})),
         message(json!({"role": "user"})),
         message(json!({"role": "user", "content": null})),
         message(json!({"role": "user", "content": 123})),

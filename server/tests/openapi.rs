@@ -56,6 +56,9 @@ fn values(document: &Value, schema: &Value) -> (Vec<Value>, Vec<Value>) {
             vec![picture()["image_url"]["url"].clone()],
             vec![json!(1), json!(["data:,"])],
         ),
+        Some("string") if schema["format"] == "json-object" => {
+            (vec![json!(""), json!("{}")], vec![json!("a"), json!(1)])
+        }
         Some("string") if schema["enum"].is_array() => (
             schema["enum"].as_array().unwrap().clone(),
             vec![json!("neither"), json!(1)],
@@ -181,6 +184,44 @@ fn places() -> Vec<(&'static str, &'static str, Place)> {
             "/v1/chat/completions",
             Box::new(move |image| part(json!({"type": "image_url", "image_url": image}))),
         ),
+        (
+            "Tool",
+            "/v1/chat/completions",
+            Box::new(|tool| chat(json!({"tools": [tool]}))),
+        ),
+        (
+            "Function",
+            "/v1/chat/completions",
+            Box::new(|function| {
+                chat(json!({"tools": [{"type": "function", "function": function}]}))
+            }),
+        ),
+        (
+            "ToolChoice",
+            "/v1/chat/completions",
+            Box::new(|choice| chat(json!({"tools": [tool()], "tool_choice": choice}))),
+        ),
+        (
+            "FunctionName",
+            "/v1/chat/completions",
+            Box::new(|function| {
+                let choice = json!({"type": "function", "function": function});
+                chat(json!({"tools": [tool()], "tool_choice": choice}))
+            }),
+        ),
+        (
+            "ToolCall",
+            "/v1/chat/completions",
+            Box::new(move |call| message(json!({"role": "assistant", "tool_calls": [call]}))),
+        ),
+        (
+            "CalledFunction",
+            "/v1/chat/completions",
+            Box::new(move |function| {
+                let call = json!({"id": "a", "type": "function", "function": function});
+                message(json!({"role": "assistant", "tool_calls": [call]}))
+            }),
+        ),
         ("ModelName", "/models/load", Box::new(|body| body)),
         (
             "StreamOptions",
@@ -203,6 +244,11 @@ fn places() -> Vec<(&'static str, &'static str, Place)> {
     ]
 }
 
+/// A function by the name that [`values`] makes.
+fn tool() -> Value {
+    json!({"type": "function", "function": {"name": "a"}})
+}
+
 /// What a field needs beside itself.
 fn with_company(object: &str, name: &str, value: &Value, mut fields: Value) -> Value {
     fields[name] = value.clone();
@@ -217,7 +263,9 @@ fn with_company(object: &str, name: &str, value: &Value, mut fields: Value) -> V
         ("ResponseFormat", "json_schema") if !value.is_null() => {
             fields["type"] = json!("json_schema");
         }
+        ("ChatCompletionRequest", "tool_choice") => fields["tools"] = json!([tool()]),
         ("Message", "content") if value.is_null() => fields["role"] = json!("assistant"),
+        ("Message", "tool_calls") => fields["role"] = json!("assistant"),
         ("ContentPart", "type") if value == "image_url" => {
             fields["text"] = json!(null);
             fields["image_url"] = picture()["image_url"].clone();
@@ -251,8 +299,9 @@ async fn what_the_document_allows_is_taken_and_what_it_does_not_is_refused_by_na
         for (name, property) in properties {
             let (good, bad) = values(&document, property);
             for value in &good {
-                // The one name that the server has, and the one side that may say nothing.
-                if name == "model" && *value != "demo" {
+                // The one name that the server has, and what answers a call that there must have been.
+                let of_tools = name == "tool_call_id" || name == "role" && *value == "tool";
+                if name == "model" && *value != "demo" || of_tools && !value.is_null() {
                     continue;
                 }
                 let fields = with_company(object, name, value, smallest(&document, schema));

@@ -12,6 +12,7 @@ use bridge::engine::Sampling;
 use bridge::event::{Event, FinishReason, Summary, Timings, Usage};
 use bridge::model;
 use http_body_util::BodyExt;
+use prompts::CallSyntax;
 use serde_json::{Value, json};
 use server::{Activity, Backend, ServeOptions, Source};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -20,7 +21,18 @@ use tower::ServiceExt;
 type Submit = dyn Fn(model::Request) -> bridge::Result<Receiver<Event>> + Send + Sync;
 
 /// Calls a closure for each request.
-pub struct Fake(Box<Submit>);
+pub struct Fake {
+    submit: Box<Submit>,
+    call_syntax: prompts::Result<CallSyntax>,
+}
+
+impl Fake {
+    /// A model that calls no functions, and why not.
+    pub fn without_tools(mut self, why: prompts::Error) -> Fake {
+        self.call_syntax = Err(why);
+        self
+    }
+}
 
 impl Backend for Fake {
     fn default_sampling(&self) -> Sampling {
@@ -30,8 +42,16 @@ impl Backend for Fake {
         }
     }
 
+    fn call_syntax(&self) -> prompts::Result<CallSyntax> {
+        self.call_syntax.clone()
+    }
+
+    fn fingerprint(&self) -> &str {
+        "fp_0123456789"
+    }
+
     fn submit(&self, request: model::Request) -> bridge::Result<Receiver<Event>> {
-        (self.0)(request)
+        (self.submit)(request)
     }
 
     fn tokenize(&self, text: &str) -> bridge::Result<Vec<i32>> {
@@ -60,7 +80,10 @@ impl Backend for Fake {
 pub fn fake(
     submit: impl Fn(model::Request) -> bridge::Result<Receiver<Event>> + Send + Sync + 'static,
 ) -> Fake {
-    Fake(Box::new(submit))
+    Fake {
+        submit: Box::new(submit),
+        call_syntax: Ok(CallSyntax::Hermes),
+    }
 }
 
 /// The model "demo", which can be loaded but once.
