@@ -1,16 +1,18 @@
 // Checks a running server with OpenAI's own client for Node.
 //
 //     cd "$(scripts/npm-target.sh tests/node CACHE_DIR)"
-//     node openai_client.mjs http://127.0.0.1:8080/v1 qbridge-demo PICTURES_DIR
+//     node openai_client.mjs http://127.0.0.1:8080/v1 qbridge-demo PICTURES_DIR [KEYS_URL TOOLS_URL]
 //
+// The last two are servers with the same model: one with the key sk-test, and one whose template knows tools.
 // Prints a line for each check; ends with 1 at the first that fails.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { join } from "node:path";
 import OpenAI from "openai";
 
-const [baseURL, model, pictures] = process.argv.slice(2);
+const [baseURL, model, pictures, keysURL, toolsURL] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0, timeout: 300_000 });
 
 const dataUri = (name) => `data:image/png;base64,${readFileSync(join(pictures, name)).toString("base64")}`;
@@ -33,6 +35,47 @@ async function refused(kind, code, param, messages, fields = {}) {
     return true;
   });
 }
+
+/** Answers chats by `statuses`, then hands them on to the server; the times at which they came. */
+async function relayed(statuses, headers, use) {
+  const times = [];
+  const relay = createServer(async (request, response) => {
+    const body = [];
+    for await (const piece of request) body.push(piece);
+    times.push(performance.now());
+    const status = statuses.shift();
+    const json = { "content-type": "application/json" };
+    if (status) {
+      const error = { message: "later", type: "server_error", param: null, code: "later" };
+      return response.writeHead(status, { ...json, ...headers }).end(JSON.stringify({ error }));
+    }
+    const answer = await fetch(new URL(request.url, baseURL), { method: "POST", headers: json, body: Buffer.concat(body) });
+    response.writeHead(answer.status, json).end(await answer.text());
+  });
+  await new Promise((resolve) => relay.listen(0, "127.0.0.1", resolve));
+  try {
+    await use(client.withOptions({ baseURL: `http://127.0.0.1:${relay.address().port}/v1` }));
+  } finally {
+    relay.closeAllConnections();
+    relay.close();
+  }
+  return times;
+}
+
+const weather = {
+  type: "function",
+  function: {
+    name: "weather",
+    description: "The weather of a place.",
+    strict: true,
+    parameters: {
+      type: "object",
+      properties: { place: { enum: ["Ulm", "Bonn"] }, day: { type: "integer", minimum: 1, maximum: 31 } },
+      required: ["place", "day"],
+      additionalProperties: false,
+    },
+  },
+};
 
 const checks = {
   async "a text"() {
@@ -98,6 +141,72 @@ const checks = {
     assert.equal((await client.models.retrieve(model)).id, model);
     await assert.rejects(client.models.retrieve("no-such-model"), OpenAI.NotFoundError);
   },
+  async "several prompts, and tokens"() {
+    const fields = { model, max_tokens: 4, temperature: 0 };
+    const answer = await client.completions.create({ ...fields, prompt: ["Once upon a", "The sky is"], n: 2, temperature: 1 });
+    assert.deepEqual(answer.choices.map(({ index }) => index), [0, 1, 2, 3]);
+    const { tokens } = await client.post("/../tokenize", { body: { prompt: "Once upon a" } });
+    const [text, ids] = await Promise.all(
+      ["Once upon a", tokens].map((prompt) => client.completions.create({ ...fields, prompt })),
+    );
+    assert.equal(ids.choices[0].text, text.choices[0].text);
+  },
+  async "JSON of a schema"() {
+    const schema = { type: "object", properties: { n: { enum: [1, 2, 3] } }, required: ["n"], additionalProperties: false };
+    const response_format = { type: "json_schema", json_schema: { name: "number", strict: true, schema } };
+    const answer = await client.chat.completions.parse({ model, messages: [user(dog, question)], response_format, max_tokens: 60 });
+    assert(Number.isInteger(answer.choices[0].message.parsed.n), said(answer));
+  },
+  async "errors by status, and retries"() {
+    const kinds = {
+      401: OpenAI.AuthenticationError,
+      403: OpenAI.PermissionDeniedError,
+      404: OpenAI.NotFoundError,
+      408: OpenAI.APIError,
+      409: OpenAI.ConflictError,
+      422: OpenAI.UnprocessableEntityError,
+      429: OpenAI.RateLimitError,
+      500: OpenAI.InternalServerError,
+      503: OpenAI.InternalServerError,
+    };
+    const messages = [user(text("Say hello."))];
+    for (const [status, kind] of Object.entries(kinds)) {
+      await relayed([Number(status)], {}, async (through) => {
+        const asked = through.chat.completions.create({ model, messages });
+        await assert.rejects(asked, (error) => error instanceof kind && error.status === Number(status) && error.code === "later");
+      });
+    }
+    const [first, second] = await relayed([429], { "retry-after": "1" }, async (through) => {
+      const answer = await through.withOptions({ maxRetries: 1 }).chat.completions.create({ model, messages, max_tokens: 4 });
+      assert(said(answer));
+    });
+    assert(second - first >= 1000, `${second - first} ms`);
+    const stranger = client.withOptions({ baseURL: "http://127.0.0.1:9/v1" });
+    await assert.rejects(stranger.chat.completions.create({ model, messages }), OpenAI.APIConnectionError);
+    const hasty = client.withOptions({ timeout: 1 });
+    await assert.rejects(hasty.chat.completions.create({ model, messages, min_tokens: 200 }), OpenAI.APIConnectionTimeoutError);
+  },
+  async "a server with keys"() {
+    const asked = (apiKey) => client.withOptions({ baseURL: keysURL, apiKey }).models.retrieve(model);
+    await assert.rejects(asked("none"), (error) => error instanceof OpenAI.AuthenticationError && error.code === "invalid_api_key");
+    assert.equal((await asked("sk-test")).id, model);
+  },
+  async "calls of functions"() {
+    const messages = [user(text("What is the weather in Ulm?"))];
+    const fields = { model, messages, tools: [weather], tool_choice: "required", parallel_tool_calls: false, max_tokens: 100 };
+    const caller = client.withOptions({ baseURL: toolsURL });
+    const whole = await caller.chat.completions.create({ ...fields, temperature: 0 });
+    const [call] = whole.choices[0].message.tool_calls;
+    assert.equal(whole.choices[0].finish_reason, "tool_calls");
+    const { place, day } = JSON.parse(call.function.arguments);
+    assert(["Ulm", "Bonn"].includes(place) && Number.isInteger(day), call.function.arguments);
+    const stream = caller.chat.completions.stream({ ...fields, temperature: 0 });
+    const streamed = (await stream.finalChatCompletion()).choices[0].message.tool_calls;
+    assert.deepEqual(streamed[0].function.arguments, call.function.arguments);
+    messages.push(whole.choices[0].message, { role: "tool", tool_call_id: call.id, content: "rain" });
+    const later = await caller.chat.completions.create({ ...fields, tool_choice: "auto", temperature: 0 });
+    assert(later.usage.prompt_tokens > whole.usage.prompt_tokens);
+  },
   async "errors of every class"() {
     const bad = OpenAI.BadRequestError;
     const messages = [user(dog, question)];
@@ -122,6 +231,7 @@ const checks = {
 };
 
 for (const [name, check] of Object.entries(checks)) {
+  if ((name === "a server with keys" && !keysURL) || (name === "calls of functions" && !toolsURL)) continue;
   await check();
   console.log(`ok ${name}`);
 }

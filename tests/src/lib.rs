@@ -126,6 +126,32 @@ pub fn demo_bundle() -> PathBuf {
         .expect("QBRIDGE_DEMO_BUNDLE is not set: run `make e2e`, which makes the demo bundle first")
 }
 
+/// The demo bundle with a chat template of `golden/chat_templates` in place of its own,
+/// in `dir`.
+///
+/// # Panics
+/// It cannot be put together.
+pub fn demo_bundle_with_template(dir: &Path, template: &str) -> PathBuf {
+    let (demo, bundle) = (demo_bundle(), dir.join("qbridge-demo"));
+    std::fs::create_dir(&bundle).expect("a new directory");
+    for entry in std::fs::read_dir(&demo).expect("the demo bundle") {
+        let path = entry.expect("an entry").path();
+        let target = bundle.join(path.file_name().expect("a name"));
+        // The weights are large, and the same.
+        std::os::unix::fs::symlink(&path, target).expect("a link");
+    }
+    let manifest = bundle.join("bundle.toml");
+    let text = std::fs::read_to_string(&manifest).expect("a manifest");
+    let source = std::fs::read_to_string(golden(&format!("chat_templates/{template}")));
+    let layout = "layout = \"chat-template\"\n";
+    let source = serde_json::Value::from(source.expect("a template"));
+    let changed = text.replacen(layout, &format!("{layout}template = {source}\n"), 1);
+    assert_ne!(changed, text, "the demo's layout is another");
+    std::fs::remove_file(&manifest).expect("a link");
+    std::fs::write(&manifest, changed).expect("a manifest");
+    bundle
+}
+
 /// A running `qbridge serve`, stopped when dropped.
 pub struct Server {
     process: Child,
@@ -139,9 +165,18 @@ impl Server {
     /// # Panics
     /// It does not come up.
     pub fn start(bundle: &Path, args: &[&str]) -> Self {
+        Self::start_with(bundle, args, &[])
+    }
+
+    /// The same, with variables in its environment.
+    ///
+    /// # Panics
+    /// It does not come up.
+    pub fn start_with(bundle: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut process = qbridge(["serve", "--port", "0"])
             .arg(bundle)
             .args(args)
+            .envs(env.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the server starts");

@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use qbridge_tests::{Server, chat, demo_bundle, repository};
+use qbridge_tests::{Server, chat, demo_bundle, demo_bundle_with_template, repository};
 use serde_json::{Value, json};
 
 fn picture(name: &str) -> Vec<u8> {
@@ -18,17 +18,37 @@ fn answer(body: &Value) -> &str {
 #[test]
 fn openais_own_client_finds_nothing_amiss() {
     let server = Server::start(&demo_bundle(), &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let with_tools = demo_bundle_with_template(dir.path(), "tools-hermes.jinja");
+    let one_slot = ["--slots", "1", "--queue", "1"];
+    let others = [
+        (
+            "keys",
+            Server::start_with(&demo_bundle(), &[], &[("QBRIDGE_API_KEYS", "sk-test")]),
+        ),
+        ("full", Server::start(&demo_bundle(), &one_slot)),
+        (
+            "slow",
+            Server::start(&demo_bundle(), &["--slots", "1", "--queue-timeout", "1"]),
+        ),
+        ("tools", Server::start(&with_tools, &[])),
+    ];
     let output = Command::new("python3")
         .arg(repository().join("tests/openai_client.py"))
         .args([&server.url, "qbridge-demo"])
         .arg(repository().join("demo/pictures/dog.png"))
+        .args(
+            others
+                .iter()
+                .map(|(kind, server)| format!("{kind}={}", server.url)),
+        )
         .output()
         .unwrap();
     let [out, err] =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     assert!(output.status.success(), "{out}{err}");
     let checks = out.lines().filter(|line| line.starts_with("ok ")).count();
-    assert_eq!(checks, 12, "{out}");
+    assert_eq!(checks, 22, "{out}");
 }
 
 #[test]
