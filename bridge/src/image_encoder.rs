@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use qformer::checkpoint::Checkpoint;
+use qformer::checkpoint::{Checkpoint, Compute, Products};
 use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
 use qformer::image::{ImageLimits, RgbImage, decode};
 use qformer::preprocess::Preprocessing;
@@ -44,9 +44,9 @@ impl ImageEncoder {
     ///
     /// # Errors
     /// A file is missing or unreadable, or the parts do not fit together.
-    pub fn open(dir: &Path, device: &Device) -> Result<Self> {
+    pub fn open(dir: &Path, products: Products, device: &Device) -> Result<Self> {
         if dir.join(MANIFEST_FILE).exists() {
-            return Self::from_bundle(&Bundle::open(dir)?, device);
+            return Self::from_bundle(&Bundle::open(dir)?, products, device);
         }
         let config = Blip2Config::read(dir)?;
         Self::new(
@@ -56,7 +56,10 @@ impl ImageEncoder {
             config.num_query_tokens,
             read_qformer_tokenizer(dir, &config)?,
             read_preprocessing(dir, &config)?,
-            device,
+            Compute {
+                products,
+                ..Compute::on(device)
+            },
         )
     }
 
@@ -64,7 +67,7 @@ impl ImageEncoder {
     ///
     /// # Errors
     /// A tensor is missing or has another shape than the manifest says.
-    pub fn from_bundle(bundle: &Bundle, device: &Device) -> Result<Self> {
+    pub fn from_bundle(bundle: &Bundle, products: Products, device: &Device) -> Result<Self> {
         let manifest = bundle.manifest();
         Self::new(
             bundle.checkpoint(),
@@ -73,7 +76,10 @@ impl ImageEncoder {
             manifest.num_query_tokens,
             bundle.qformer_tokenizer().cloned(),
             manifest.preprocessing.clone(),
-            device,
+            Compute {
+                products,
+                ..Compute::on(device)
+            },
         )
     }
 
@@ -84,22 +90,16 @@ impl ImageEncoder {
         num_query_tokens: usize,
         tokenizer: Option<WordPiece>,
         preprocessing: Preprocessing,
-        device: &Device,
+        compute: Compute,
     ) -> Result<Self> {
         let (encoder, query_width) = match qformer {
             Some(config) => {
-                let encoder = Encoder::load(
-                    checkpoint,
-                    vision,
-                    config,
-                    num_query_tokens,
-                    DType::F32,
-                    device,
-                )?;
+                let encoder =
+                    Encoder::load(checkpoint, vision, config, num_query_tokens, &compute)?;
                 (encoder, config.hidden_size)
             }
             None => (
-                Encoder::load_vision(checkpoint, vision, DType::F32, device)?,
+                Encoder::load_vision(checkpoint, vision, &compute)?,
                 JOINED_PATCHES * vision.hidden_size,
             ),
         };
@@ -107,9 +107,9 @@ impl ImageEncoder {
             preprocessing,
             encoder,
             tokenizer,
-            projection: Projection::load(checkpoint, query_width, device)?,
+            projection: Projection::load(checkpoint, query_width, &compute.device)?,
             limits: ImageLimits::default(),
-            device: device.clone(),
+            device: compute.device,
         })
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use prompts::{CallSyntax, ChatTemplate, Message, Segment, Tool, check_images};
+use qformer::checkpoint::Products;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::{Receiver, channel};
@@ -46,6 +47,8 @@ pub struct ModelOptions {
     /// Threads of the language model; one for each physical core where none
     /// is given.
     pub threads: Option<usize>,
+    /// How ViT and Q-Former multiply on a CPU.
+    pub vision: Products,
     /// Requests that may wait.
     pub queue: usize,
     /// Keep what was computed for finished requests, for those that begin alike.
@@ -66,6 +69,7 @@ impl Default for ModelOptions {
             n_ctx: None,
             cache_type: CacheType::F16,
             threads: None,
+            vision: Products::default(),
             queue: 64,
             prefix_cache: true,
             queue_timeout: None,
@@ -179,7 +183,7 @@ impl Model {
     pub fn open(dir: &Path, options: &ModelOptions) -> Result<Self> {
         let bundle = Bundle::open(dir)?;
         let device = default_device()?;
-        let encoder = ImageEncoder::from_bundle(&bundle, &device)?;
+        let encoder = ImageEncoder::from_bundle(&bundle, options.vision, &device)?;
         let language_model = Arc::new(LanguageModel::load(&bundle.llm_path())?);
         let num_beams = options
             .num_beams

@@ -22,11 +22,46 @@ use safetensors::{Dtype, SafeTensorError};
 use serde::Deserialize;
 
 pub use self::write::{Values, Weight, WeightType, to_f32, write_weights};
+use crate::int8::Int8Weight;
 use crate::{Error, Result};
 
 mod pickle;
 mod pth;
 mod write;
+
+/// What weights are computed with.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    /// Element type: f32 to be exact, and on a CPU also the fastest.
+    pub dtype: DType,
+    /// How linear layers multiply.
+    pub products: Products,
+    /// Where.
+    pub device: Device,
+}
+
+impl Compute {
+    /// In f32, products as the weights are stored.
+    pub fn on(device: &Device) -> Self {
+        Compute {
+            dtype: DType::F32,
+            products: Products::default(),
+            device: device.clone(),
+        }
+    }
+}
+
+/// How linear layers multiply on a CPU in f32; elsewhere all do in what they compute in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Products {
+    /// In 8 bits where the weights are stored so, else in f32.
+    #[default]
+    AsStored,
+    /// In f32, whatever they are stored in.
+    F32,
+    /// In 8 bits; weights stored otherwise are quantized while they are loaded.
+    Int8,
+}
 
 /// A file of a checkpoint directory, and the index of its shards.
 const LAYOUTS: [(&str, &str, Format); 2] = [
@@ -121,6 +156,18 @@ impl RawTensor<'_> {
             });
         }
         read_at(self.source, buffer, self.range.start + offset).map_err(Error::io(self.path))
+    }
+
+    fn expect_shape(&self, expected: &[usize]) -> Result<()> {
+        if self.shape == expected {
+            return Ok(());
+        }
+        Err(Error::Shape {
+            path: self.path.to_owned(),
+            tensor: self.name.to_owned(),
+            expected: expected.to_vec(),
+            found: self.shape.to_vec(),
+        })
     }
 
     /// The elements of an f32, f16 or bf16 tensor.
@@ -361,14 +408,7 @@ impl Checkpoint {
         device: &Device,
     ) -> Result<Tensor> {
         let raw = self.raw(name)?;
-        if raw.shape != shape {
-            return Err(Error::Shape {
-                path: raw.path.to_owned(),
-                tensor: name.to_owned(),
-                expected: shape.to_vec(),
-                found: raw.shape.to_vec(),
-            });
-        }
+        raw.expect_shape(shape)?;
         // candle's own cast would keep both at once.
         let tensor = match (raw.dtype, dtype) {
             (Dtype::F16, DType::F16) | (Dtype::BF16, DType::BF16) => {
@@ -382,9 +422,33 @@ impl Checkpoint {
         Ok(tensor.to_device(device)?)
     }
 
+    /// A matrix `[rows, columns]` in 8 bits as it is stored, or made of what is.
+    fn int8(&self, name: &str, [rows, columns]: [usize; 2]) -> Result<Int8Weight> {
+        let raw = self.raw(name)?;
+        raw.expect_shape(&[rows, columns])?;
+        if raw.dtype != Dtype::I8 {
+            let values = raw.to_f32()?;
+            return Ok(Int8Weight {
+                scales: write::scales(&values, columns),
+                values: as_i8(&write::quantize(&values, columns)),
+            });
+        }
+        Ok(Int8Weight {
+            scales: self.scales(&raw)?,
+            values: as_i8(&raw.read()?),
+        })
+    }
+
     /// The values of a matrix in 8 bits.
     fn dequantized(&self, raw: &RawTensor) -> Result<Vec<f32>> {
-        let [rows, cols] = raw.shape else {
+        let scales = self.scales(raw)?;
+        let columns = raw.shape.last().copied().unwrap_or(1);
+        Ok(write::dequantize(&raw.read()?, &scales, columns))
+    }
+
+    /// The scales of a matrix in 8 bits, one for each row.
+    fn scales(&self, raw: &RawTensor) -> Result<Vec<f32>> {
+        let [rows, _] = raw.shape else {
             return Err(Error::DType {
                 path: raw.path.to_owned(),
                 tensor: raw.name.to_owned(),
@@ -392,24 +456,16 @@ impl Checkpoint {
             });
         };
         let scale = self.raw(&format!("{}{}", raw.name, write::SCALE_SUFFIX))?;
-        if scale.shape != [*rows] {
-            return Err(Error::Shape {
-                path: scale.path.to_owned(),
-                tensor: scale.name.to_owned(),
-                expected: vec![*rows],
-                found: scale.shape.to_vec(),
-            });
-        }
-        Ok(write::dequantize(&raw.read()?, &scale.to_f32()?, *cols))
+        scale.expect_shape(&[*rows])?;
+        scale.to_f32()
     }
 
-    /// The tensors as `dtype` on `device`, to be taken by name and prefix.
-    pub(crate) fn weights<'a>(&'a self, dtype: DType, device: &'a Device) -> Weights<'a> {
+    /// The tensors as `compute` says, to be taken by name and prefix.
+    pub(crate) fn weights<'a>(&'a self, compute: &'a Compute) -> Weights<'a> {
         Weights {
             checkpoint: self,
             prefix: String::new(),
-            dtype,
-            device,
+            compute,
         }
     }
 
@@ -441,8 +497,7 @@ impl Checkpoint {
 pub(crate) struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     prefix: String,
-    dtype: DType,
-    device: &'a Device,
+    compute: &'a Compute,
 }
 
 impl Weights<'_> {
@@ -456,8 +511,28 @@ impl Weights<'_> {
 
     /// The tensor of this name here.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.checkpoint
-            .tensor(&self.name(name), shape, self.dtype, self.device)
+        self.checkpoint.tensor(
+            &self.name(name),
+            shape,
+            self.compute.dtype,
+            &self.compute.device,
+        )
+    }
+
+    /// The matrix of this name where products with it are to be in 8 bits.
+    pub fn int8(&self, name: &str, shape: [usize; 2]) -> Result<Option<Int8Weight>> {
+        let name = self.name(name);
+        let is_int8 = match self.compute.products {
+            Products::F32 => false,
+            Products::AsStored => self.checkpoint.dtype(&name)? == Dtype::I8,
+            Products::Int8 => true,
+        };
+        // Elsewhere there is no such product.
+        let runs_here = self.compute.device.is_cpu() && self.compute.dtype == DType::F32;
+        if is_int8 && runs_here {
+            return self.checkpoint.int8(&name, shape).map(Some);
+        }
+        Ok(None)
     }
 
     fn name(&self, name: &str) -> String {
@@ -467,6 +542,10 @@ impl Weights<'_> {
             format!("{}.{name}", self.prefix)
         }
     }
+}
+
+fn as_i8(bytes: &[u8]) -> Vec<i8> {
+    bytes.iter().map(|&byte| byte as i8).collect()
 }
 
 #[cfg(unix)]

@@ -1,8 +1,8 @@
 //! ViT and Q-Former in a row, or a ViT alone.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Compute};
 use crate::config::{QFormerConfig, VisionConfig};
 use crate::model::QFormerModel;
 use crate::vision::VisionModel;
@@ -32,8 +32,7 @@ pub struct Encoding {
 impl Encoder {
     /// Loads `vision_model.*`, `query_tokens` and `qformer.*`.
     ///
-    /// Weights may be f32, f16 or bf16 in the file; `dtype` is what is
-    /// computed in: f32 to be exact, and on a CPU also the fastest.
+    /// Weights may be f32, f16, bf16 or in 8 bits in the file, whatever `compute` says.
     ///
     /// # Errors
     /// A config describes no model, or a tensor is missing, has another shape
@@ -43,8 +42,7 @@ impl Encoder {
         vision: &VisionConfig,
         qformer: &QFormerConfig,
         num_query_tokens: usize,
-        dtype: DType,
-        device: &Device,
+        compute: &Compute,
     ) -> Result<Self> {
         if qformer.encoder_hidden_size != vision.hidden_size {
             return Err(Error::ConfigValue {
@@ -55,7 +53,7 @@ impl Encoder {
                 ),
             });
         }
-        let weights = checkpoint.weights(dtype, device);
+        let weights = checkpoint.weights(compute);
         Ok(Self {
             vision: VisionModel::load(&weights.pp("vision_model"), vision)?,
             qformer: Some(QFormerModel::load(&weights, qformer, num_query_tokens)?),
@@ -70,8 +68,7 @@ impl Encoder {
     pub fn load_vision(
         checkpoint: &Checkpoint,
         vision: &VisionConfig,
-        dtype: DType,
-        device: &Device,
+        compute: &Compute,
     ) -> Result<Self> {
         let patches = vision.grid() * vision.grid();
         if !patches.is_multiple_of(JOINED_PATCHES) {
@@ -83,7 +80,7 @@ impl Encoder {
                 ),
             });
         }
-        let weights = checkpoint.weights(dtype, device);
+        let weights = checkpoint.weights(compute);
         Ok(Self {
             vision: VisionModel::load(&weights.pp("vision_model"), vision)?,
             qformer: None,

@@ -93,6 +93,107 @@ fn layer_norm_row(row: &[f32], weight: &[f32], bias: &[f32], eps: f32, output: &
     }
 }
 
+/// Rows of `width` values in 8 bits: `x = (number - zero) * scale`, numbers from 0 to `levels`, with 0 among what they
+/// stand for. A row with a value that is no number, or infinite, has such a scale.
+pub(crate) fn quantize(
+    input: &[f32],
+    width: usize,
+    levels: f32,
+    numbers: &mut [u8],
+    zeros: &mut [u8],
+    scales: &mut [f32],
+) {
+    Arch::new().dispatch(|| {
+        let rows = input
+            .chunks_exact(width)
+            .zip(numbers.chunks_exact_mut(width));
+        for (((row, numbers), zero), scale) in rows.zip(zeros).zip(scales) {
+            (*zero, *scale) = quantize_row(row, levels, numbers);
+        }
+    });
+}
+
+#[inline(always)]
+fn quantize_row(row: &[f32], levels: f32, numbers: &mut [u8]) -> (u8, f32) {
+    let min = lanes(row, 0.0, |min, x| if x < min { x } else { min });
+    let max = lanes(row, 0.0, |max, x| if x > max { x } else { max });
+    let min = min.into_iter().fold(0.0, f32::min);
+    let max = max.into_iter().fold(0.0, f32::max);
+    // 0 unless something is NaN or infinite, and then NaN.
+    let poison = total(lanes(row, 0.0, |sum, x| sum + x * 0.0));
+    let range = max - min;
+    let steps = if range > 0.0 { levels / range } else { 0.0 };
+    let zero = (-min * steps).round_ties_even();
+    for (number, x) in numbers.iter_mut().zip(row) {
+        *number = to_u8(x * steps + zero, levels);
+    }
+    (to_u8(zero, levels), range / levels + poison)
+}
+
+/// The nearest whole number from 0 to `levels`, which is at most 255.
+#[inline(always)]
+fn to_u8(x: f32, levels: f32) -> u8 {
+    // 1.5 * 2^23: beside it, f32 has no room for fractions, and the lowest byte counts.
+    const MAGIC: f32 = 12_582_912.0;
+    let x = if x > 0.0 { x } else { 0.0 };
+    let x = if x < levels { x } else { levels };
+    (x + MAGIC).to_bits() as u8
+}
+
+/// What each column of a product in 8 bits needs to become f32.
+pub(crate) struct Columns<'a> {
+    /// Of its weights' numbers.
+    pub sums: &'a [i32],
+    pub scales: &'a [f32],
+    pub bias: Option<&'a [f32]>,
+}
+
+/// Rows of whole sums to f32: `(sum - zero * sum of the column) * scale of the row * scale of the column + bias`, added
+/// to what is there where `add`.
+pub(crate) fn dequantize(
+    sums: &[i32],
+    zeros: &[u8],
+    scales: &[f32],
+    columns: &Columns,
+    output: &mut [f32],
+    add: bool,
+) {
+    let width = columns.scales.len();
+    Arch::new().dispatch(|| {
+        let rows = sums.chunks_exact(width).zip(output.chunks_exact_mut(width));
+        for (((sums, output), zero), scale) in rows.zip(zeros).zip(scales) {
+            dequantize_row(sums, i32::from(*zero), *scale, columns, output, add);
+        }
+    });
+}
+
+#[inline(always)]
+fn dequantize_row(
+    sums: &[i32],
+    zero: i32,
+    scale: f32,
+    columns: &Columns,
+    output: &mut [f32],
+    add: bool,
+) {
+    let products = sums
+        .iter()
+        .zip(columns.sums)
+        .zip(columns.scales)
+        .map(|((sum, of_column), of_scale)| (sum - zero * of_column) as f32 * (scale * of_scale));
+    let cells = output.iter_mut().zip(products);
+    match (columns.bias, add) {
+        (None, false) => cells.for_each(|(y, product)| *y = product),
+        (None, true) => cells.for_each(|(y, product)| *y += product),
+        (Some(bias), false) => cells
+            .zip(bias)
+            .for_each(|((y, product), bias)| *y = product + bias),
+        (Some(bias), true) => cells
+            .zip(bias)
+            .for_each(|((y, product), bias)| *y += product + bias),
+    }
+}
+
 #[inline(always)]
 fn lanes(row: &[f32], start: f32, fold: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
     let mut lanes = [start; LANES];

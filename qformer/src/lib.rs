@@ -7,7 +7,7 @@
 //! ```no_run
 //! use candle_core::{DType, Device, Tensor};
 //! use qformer::Encoder;
-//! use qformer::checkpoint::Checkpoint;
+//! use qformer::checkpoint::{Checkpoint, Compute};
 //! use qformer::config::Blip2Config;
 //! # fn main() -> qformer::Result<()> {
 //! let dir = std::path::Path::new("blip2-opt-2.7b");
@@ -17,8 +17,7 @@
 //!     &config.vision_config,
 //!     &config.qformer_config,
 //!     config.num_query_tokens,
-//!     DType::F32,
-//!     &Device::Cpu,
+//!     &Compute::on(&Device::Cpu),
 //! )?;
 //! let pixels = Tensor::zeros((1, 3, 224, 224), DType::F32, &Device::Cpu)?;
 //! let queries = encoder.encode(&pixels)?.queries; // [1, 32, 768]
@@ -32,6 +31,7 @@ pub mod config;
 mod encoder;
 mod error;
 pub mod image;
+mod int8;
 mod kernels;
 pub mod lavis;
 mod linear;

@@ -2,7 +2,8 @@
 //!
 //! In f32 on a CPU the weights are laid out once, at load, as the machine's
 //! matrix product reads them (`rten-gemm`: on AVX-512 twice as fast as
-//! candle's product), and bias, GELU or residual are applied on the way out.
+//! candle's product), and bias, GELU or residual are applied on the way out;
+//! weights in 8 bits are multiplied in 8 bits there (`crate::int8`).
 //! Everywhere else the layer is candle's operations.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Shape, Tensor};
@@ -12,6 +13,7 @@ use rten_tensor::NdTensorView;
 
 use crate::checkpoint::Weights;
 use crate::config::Activation;
+use crate::int8::Int8Matrix;
 use crate::kernels;
 
 /// Values a thread takes at a time in an element-wise pass: within its L2.
@@ -37,9 +39,55 @@ enum Kind {
 }
 
 struct Packed {
-    /// `[inputs, outputs]`.
-    weight_t: PackedBMatrix<f32>,
+    weight_t: Matrix,
     bias: Option<Vec<f32>>,
+}
+
+/// `[inputs, outputs]`.
+enum Matrix {
+    F32(PackedBMatrix<f32>),
+    Int8(Int8Matrix),
+}
+
+impl Packed {
+    fn inputs(&self) -> usize {
+        match &self.weight_t {
+            Matrix::F32(weight_t) => weight_t.rows(),
+            Matrix::Int8(weight_t) => weight_t.inputs(),
+        }
+    }
+
+    fn outputs(&self) -> usize {
+        match &self.weight_t {
+            Matrix::F32(weight_t) => weight_t.cols(),
+            Matrix::Int8(weight_t) => weight_t.outputs(),
+        }
+    }
+
+    /// Writes `x * weight_t + bias`, added to what is there where `add`.
+    fn multiply(&self, x: &[f32], output: &mut [f32], add: bool) -> candle_core::Result<()> {
+        let bias = self.bias.as_deref();
+        let weight_t = match &self.weight_t {
+            Matrix::F32(weight_t) => weight_t,
+            Matrix::Int8(weight_t) => return weight_t.multiply(x, bias, output, add),
+        };
+        let rows = x.len() / weight_t.rows();
+        let x = NdTensorView::try_from_data([rows, weight_t.rows()], x)
+            .map_err(candle_core::Error::wrap)?;
+        let options = GemmOptions {
+            beta: if add { 1.0 } else { 0.0 },
+            bias: bias.map(BiasVector::Row),
+            ..GemmOptions::default()
+        };
+        GemmExecutor::<f32>::new()
+            .gemm(
+                output,
+                GemmInputA::Unpacked(x),
+                GemmInputB::Packed(weight_t),
+                options,
+            )
+            .map_err(candle_core::Error::wrap)
+    }
 }
 
 impl std::fmt::Debug for Kind {
@@ -60,9 +108,19 @@ impl Linear {
         outputs: usize,
         bias: bool,
     ) -> crate::Result<Self> {
-        let weight = weights.get("weight", &[outputs, inputs])?;
         let bias = bias.then(|| weights.get("bias", &[outputs])).transpose()?;
-        Ok(Self::new(&weight, bias)?)
+        if let Some(weight) = weights.int8("weight", [outputs, inputs])? {
+            return Ok(Self {
+                kind: Kind::Packed(Packed {
+                    weight_t: Matrix::Int8(Int8Matrix::new(weight, outputs, inputs)?),
+                    bias: bias.map(|bias| bias.to_vec1()).transpose()?,
+                }),
+            });
+        }
+        Ok(Self::new(
+            &weights.get("weight", &[outputs, inputs])?,
+            bias,
+        )?)
     }
 
     /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`.
@@ -72,7 +130,7 @@ impl Linear {
             let values = weight.flatten_all()?.to_vec1::<f32>()?;
             let view = NdTensorView::from_data([outputs, inputs], values.as_slice());
             Kind::Packed(Packed {
-                weight_t: GemmExecutor::<f32>::new().prepack_b(view.transposed()),
+                weight_t: Matrix::F32(GemmExecutor::<f32>::new().prepack_b(view.transposed())),
                 bias: bias.map(|bias| bias.to_vec1()).transpose()?,
             })
         } else {
@@ -159,25 +217,9 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Writes `x * weight_t + bias`, added to what is there where `add`.
+    /// Writes the layer's output, added to what is there where `add`.
     fn run(&self, x: &[f32], output: &mut [f32], add: bool) -> candle_core::Result<()> {
-        let weight_t = &self.packed.weight_t;
-        let rows = x.len() / weight_t.rows();
-        let x = NdTensorView::try_from_data([rows, weight_t.rows()], x)
-            .map_err(candle_core::Error::wrap)?;
-        let options = GemmOptions {
-            beta: if add { 1.0 } else { 0.0 },
-            bias: self.packed.bias.as_deref().map(BiasVector::Row),
-            ..GemmOptions::default()
-        };
-        GemmExecutor::<f32>::new()
-            .gemm(
-                output,
-                GemmInputA::Unpacked(x),
-                GemmInputB::Packed(weight_t),
-                options,
-            )
-            .map_err(candle_core::Error::wrap)?;
+        self.packed.multiply(x, output, add)?;
         if let Some(activation) = self.activation {
             output.par_chunks_mut(CHUNK).for_each(match activation {
                 Activation::Gelu => kernels::gelu,
@@ -190,7 +232,7 @@ impl Product<'_> {
     /// The output's shape, after checking the input's.
     fn shape(&self, input: &Layout) -> candle_core::Result<Shape> {
         let mut dims = input.dims().to_vec();
-        let (inputs, outputs) = (self.packed.weight_t.rows(), self.packed.weight_t.cols());
+        let (inputs, outputs) = (self.packed.inputs(), self.packed.outputs());
         match dims.last_mut() {
             Some(last) if *last == inputs => *last = outputs,
             _ => candle_core::bail!("rows of {inputs} expected, found shape {:?}", input.dims()),

@@ -7,7 +7,7 @@ use std::path::Path;
 use bridge::projection::Projection;
 use candle_core::{DType, Device, Tensor};
 use qformer::Encoder;
-use qformer::checkpoint::Checkpoint;
+use qformer::checkpoint::{Checkpoint, Compute};
 use qformer::config::Blip2Config;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -297,8 +297,10 @@ impl GoldenModel {
             &self.config.vision_config,
             &self.config.qformer_config,
             self.config.num_query_tokens,
-            dtype,
-            &Device::Cpu,
+            &Compute {
+                dtype,
+                ..Compute::on(&Device::Cpu)
+            },
         )
     }
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bridge::bundle::Bundle;
-use qbridge_tests::{golden, one_line_error, qbridge, stdout};
+use qbridge_tests::{demo_bundle, golden, one_line_error, qbridge, stdout};
 use qformer::checkpoint::Checkpoint;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -120,18 +120,24 @@ fn weights_get_the_type_that_is_asked_for() {
     }
 }
 
-/// Soft prompt of a golden picture.
-fn soft_prompt(bundle: &Path, out: &Path) -> Vec<f32> {
+/// Soft prompt of a picture, with products of the kind `--vision` takes.
+fn soft_prompt(bundle: &Path, picture: &Path, products: &str) -> Vec<f32> {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("encoded.safetensors");
     stdout(
-        qbridge(["encode"])
-            .arg(bundle)
-            .arg(golden("llm/pictures/boxes.png"))
+        qbridge(["encode", "--vision", products])
+            .args([bundle, picture])
             .arg("--out")
-            .arg(out),
+            .arg(&out),
     );
-    let tensors = candle_core::safetensors::load(out, &candle_core::Device::Cpu).unwrap();
+    let tensors = candle_core::safetensors::load(&out, &candle_core::Device::Cpu).unwrap();
     let soft_prompt = tensors["soft_prompt"].flatten_all().unwrap();
     soft_prompt.to_vec1().unwrap()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    product(a, b) / (product(a, a) * product(b, b)).sqrt()
 }
 
 #[test]
@@ -144,16 +150,37 @@ fn eight_bits_take_a_quarter_of_f32_and_point_the_same_way() {
         let size = std::fs::metadata(out.join("vision.safetensors"))
             .unwrap()
             .len();
-        let encoded = dir.path().join(format!("{name}.safetensors"));
-        (size as f32, soft_prompt(&out, &encoded))
+        (size as f32, out)
     };
     let (full_size, full) = made("f32");
     let (small_size, small) = made("int8");
     assert!(small_size < 0.4 * full_size, "{small_size} {full_size}");
-    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-    let cosine = product(&full, &small) / (product(&full, &full) * product(&small, &small)).sqrt();
-    println!("cosine {cosine}");
-    assert!(cosine > 0.999 && small != full, "{cosine}");
+    let picture = golden("llm/pictures/boxes.png");
+    let expected = soft_prompt(&full, &picture, "f32");
+    let (stored, exact) = (
+        soft_prompt(&small, &picture, "auto"),
+        soft_prompt(&small, &picture, "f32"),
+    );
+    let loaded = soft_prompt(&full, &picture, "int8");
+    for found in [&stored, &exact, &loaded] {
+        let cosine = cosine(found, &expected);
+        println!("cosine {cosine}");
+        assert!(cosine > 0.999 && *found != expected, "{cosine}");
+    }
+    // Products in 8 bits are not those of the same weights in f32.
+    assert_ne!(stored, exact);
+}
+
+#[test]
+fn the_demos_soft_prompts_survive_products_in_8_bits() {
+    let bundle = demo_bundle();
+    let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/pictures");
+    for name in ["dog.png", "banana.png", "lion-umbrella.png"] {
+        let encoded = |products| soft_prompt(&bundle, &pictures.join(name), products);
+        let cosine = cosine(&encoded("int8"), &encoded("f32"));
+        println!("{name}: cosine {cosine}");
+        assert!(cosine > 0.999, "{name}: {cosine}");
+    }
 }
 
 /// The golden checkpoint with a projection so large that writing it takes a

@@ -16,6 +16,7 @@ use bridge::llama::{Context, ContextOptions};
 use bridge::model::{Model, ModelOptions, Prompt, Request, VisionActivity};
 use candle_core::{Device, Tensor};
 use qbridge_tests::{Server, golden, one_line_error, qbridge, stdout};
+use qformer::checkpoint::Products;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Receiver;
@@ -159,7 +160,7 @@ fn soft_prompts_and_first_logits_equal_transformers() {
     let (mut worst_row, mut worst_logit) = (0f32, 0f32);
     // From the bundle, and from the directory that transformers saved.
     for path in [bundle, checkpoint()] {
-        let encoder = ImageEncoder::open(&path, &Device::Cpu).unwrap();
+        let encoder = ImageEncoder::open(&path, Products::default(), &Device::Cpu).unwrap();
         for case in cases() {
             let pixels: Vec<Tensor> = case
                 .pictures

@@ -18,6 +18,7 @@ use candle_core::{Device, Tensor};
 use prompts::{Message, Part, Role};
 use qbridge_tests::golden_model::max_difference;
 use qbridge_tests::{golden, qbridge, saved, stdout};
+use qformer::checkpoint::Products;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::mpsc::Receiver;
@@ -115,7 +116,7 @@ impl Layout {
 
     /// Vision, query embeddings, soft prompt and first logits of all cases.
     fn stages_equal_the_reference(&self) {
-        let encoder = ImageEncoder::open(&self.bundle, &Device::Cpu).unwrap();
+        let encoder = ImageEncoder::open(&self.bundle, Products::default(), &Device::Cpu).unwrap();
         let llm = LanguageModel::load(&self.bundle.join("llm.gguf")).unwrap();
         let mut logits_of = Logits::new(Arc::new(llm));
         let stages = ["vision", "queries", "soft_prompt"];

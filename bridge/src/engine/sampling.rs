@@ -264,19 +264,27 @@ fn fold_seed(seed: u64) -> u32 {
 /// # Errors
 /// [`Error::Decode`] when any is NaN or the largest is infinite.
 pub(super) fn likeliest(logits: &[f32]) -> Result<i32> {
-    let (mut best, mut id, mut nan) = (f32::NEG_INFINITY, 0, false);
-    for (&logit, i) in logits.iter().zip(0..) {
-        nan |= logit.is_nan();
-        if logit > best {
-            (best, id) = (logit, i);
+    // Largest values side by side, which the compiler turns into vector code: with one
+    // running maximum and its place this took 60 us for a vocabulary of 49152.
+    const LANES: usize = 16;
+    let (mut best, mut nan) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
+    let mut chunks = logits.chunks_exact(LANES);
+    let mut compare = |chunk: &[f32]| {
+        for ((best, nan), &logit) in best.iter_mut().zip(&mut nan).zip(chunk) {
+            *nan |= u32::from(logit.is_nan());
+            *best = if logit > *best { logit } else { *best };
         }
-    }
-    if nan || !best.is_finite() {
-        return Err(Error::Decode {
+    };
+    (&mut chunks).for_each(&mut compare);
+    compare(chunks.remainder());
+    let best = best.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let place = logits.iter().position(|&logit| logit == best);
+    match place.and_then(|place| i32::try_from(place).ok()) {
+        Some(id) if best.is_finite() && nan.iter().all(|&nan| nan == 0) => Ok(id),
+        _ => Err(Error::Decode {
             reason: "the language model's logits are not numbers".to_owned(),
-        });
+        }),
     }
-    Ok(id)
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::VisionProducts;
+
 /// `qbridge encode`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Tensors, all f32: pixels [1, 3, S, S], vision [1, patches + 1, vision width],
-queries [1, queries, Q-Former width], soft_prompt [1, queries, n_embd].
+    after_help = "Tensors, all f32, N copies of the picture (1, or --batch): pixels [N, 3, S, S],
+vision [N, patches + 1, vision width], queries [N, queries, Q-Former width], soft_prompt [N, queries, n_embd].
 
 Examples:
   qbridge encode demo cat.png --out cat.safetensors
@@ -26,6 +28,12 @@ pub struct EncodeArgs {
     /// Where to write the tensors
     #[arg(long, required_unless_present = "timings")]
     pub out: Option<PathBuf>,
+    /// How ViT and Q-Former multiply on a CPU
+    #[arg(long, value_enum, default_value_t = VisionProducts::Auto)]
+    pub vision: VisionProducts,
+    /// Encode this many copies of it at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub batch: u16,
     /// Encode this many times
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,

@@ -1,6 +1,7 @@
 //! What every command that generates takes: how to run the language model, and how to choose tokens.
 
 use clap::{Args, ValueEnum};
+use qformer::checkpoint::Products;
 
 /// How to run the language model.
 #[derive(Debug, Args)]
@@ -14,6 +15,30 @@ pub struct EngineArgs {
     /// Threads of the language model [default: one for each physical core]
     #[arg(long, env = "QBRIDGE_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// How ViT and Q-Former multiply on a CPU
+    #[arg(long, value_enum, default_value_t = VisionProducts::Auto, env = "QBRIDGE_VISION")]
+    pub vision: VisionProducts,
+}
+
+/// How ViT and Q-Former multiply on a CPU.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum VisionProducts {
+    /// In 8 bits where the bundle holds them so (`qbridge convert --vision int8`), else in f32
+    Auto,
+    /// In f32: as exact as what is stored
+    F32,
+    /// In 8 bits: faster and a quarter of the memory, whatever is stored
+    Int8,
+}
+
+impl From<VisionProducts> for Products {
+    fn from(products: VisionProducts) -> Self {
+        match products {
+            VisionProducts::Auto => Products::AsStored,
+            VisionProducts::F32 => Products::F32,
+            VisionProducts::Int8 => Products::Int8,
+        }
+    }
 }
 
 /// Element type of the KV cache.

@@ -15,7 +15,7 @@ pub use ask::AskArgs;
 pub use caption::CaptionArgs;
 pub use convert::{BundleArgs, ConversionArgs, ConvertArgs, NamingArgs};
 pub use encode::EncodeArgs;
-pub use generation::{CacheType, EngineArgs, GenerationArgs};
+pub use generation::{CacheType, EngineArgs, GenerationArgs, VisionProducts};
 pub use inspect::InspectArgs;
 pub use pull::{HubArgs, PullArgs};
 pub use serve::{LogFormat, ServeArgs};

@@ -26,7 +26,11 @@ struct Timing {
 pub fn run(args: &EncodeArgs) -> Result<ExitCode> {
     let file = read_image(&args.image)?;
     let spinner = progress::spinner(format!("encoding {}", args.image.display()));
-    let encoder = ImageEncoder::open(&args.model, &default_device()?)?;
+    let encoder = ImageEncoder::open(&args.model, args.vision.into(), &default_device()?)?;
+    let instructions: Vec<&str> = match &args.instruction {
+        Some(text) => vec![text; usize::from(args.batch)],
+        None => Vec::new(),
+    };
     let mut last = None;
     for _ in 0..args.repeat {
         let started = Instant::now();
@@ -34,9 +38,10 @@ pub fn run(args: &EncodeArgs) -> Result<ExitCode> {
             .pixels(&file)
             .with_context(|| args.image.display().to_string())?
             .unsqueeze(0)
+            .and_then(|pixels| pixels.repeat((usize::from(args.batch), 1, 1, 1)))
             .map_err(bridge::Error::from)?;
         let preprocess = started.elapsed().as_secs_f64();
-        let encoding = encoder.forward(&pixels, args.instruction.as_deref().as_slice())?;
+        let encoding = encoder.forward(&pixels, &instructions)?;
         let seconds = started.elapsed().as_secs_f64();
         if args.timings {
             spinner.suspend(|| {

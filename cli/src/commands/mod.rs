@@ -45,6 +45,7 @@ fn model_options(engine: &EngineArgs, slots: u16) -> ModelOptions {
             CacheType::Q8_0 => bridge::engine::CacheType::Q8_0,
         },
         threads: engine.threads.map(usize::from),
+        vision: engine.vision.into(),
         ..ModelOptions::default()
     }
 }

@@ -159,7 +159,7 @@ pub fn to_f32(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
 }
 
 /// The scale of each row of `cols` values.
-fn scales(values: &[f32], cols: usize) -> Vec<f32> {
+pub(super) fn scales(values: &[f32], cols: usize) -> Vec<f32> {
     let largest = |row: &[f32]| row.iter().fold(0.0, |largest: f32, v| largest.max(v.abs()));
     values
         .chunks(cols.max(1))
@@ -168,7 +168,7 @@ fn scales(values: &[f32], cols: usize) -> Vec<f32> {
 }
 
 /// Rows of `cols` values in 8 bits.
-fn quantize(values: &[f32], cols: usize) -> Vec<u8> {
+pub(super) fn quantize(values: &[f32], cols: usize) -> Vec<u8> {
     let rows = values.chunks(cols.max(1)).zip(scales(values, cols));
     let mut bytes = Vec::with_capacity(values.len());
     for (row, scale) in rows {
