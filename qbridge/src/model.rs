@@ -37,7 +37,10 @@ impl Model {
         let (sender, receiver) = oneshot::channel();
         std::thread::Builder::new()
             .name("qbridge-load".to_owned())
-            .spawn(move || sender.send(model::Model::open(&dir, &options)))
+            .spawn(move || {
+                // Fails only where nobody waits for it any more.
+                let _ = sender.send(model::Model::open(&dir, &options));
+            })
             .map_err(Error::Thread)?;
         let inner = receiver.await.map_err(|_| Error::Stopped)??;
         Ok(Self {
