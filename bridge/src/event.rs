@@ -76,6 +76,9 @@ pub struct Summary {
     pub text: String,
     /// Log-probabilities of tokens whose text was held back.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Mean log-probability of the answer's tokens, the one that ended it included: where
+    /// log-probabilities were asked for, and with beams, there after biases and penalties.
+    pub mean_logprob: Option<f32>,
 }
 
 /// Rows of the prompt and tokens of one answer.

@@ -138,6 +138,9 @@ pub struct Request {
     pub format: Option<Format>,
     /// What the model may call; not with a `format`.
     pub tools: Option<Tools>,
+    /// Words that the answer begins with: the model continues them, and its events tell
+    /// what follows. Not for an encoder-decoder.
+    pub answer_prefix: String,
     /// Whether what requests that began alike computed is used, and this one's kept.
     pub cache_prompt: bool,
 }
@@ -155,6 +158,7 @@ impl Request {
             top_logprobs: None,
             format: None,
             tools: None,
+            answer_prefix: String::new(),
             cache_prompt: true,
         }
     }
@@ -355,7 +359,11 @@ impl Model {
             Some(format) => Some(self.language_model.constraint(format)?),
             None => None,
         };
-        let segments = self.render(&request, opening)?;
+        let mut segments = self.render(&request, opening)?;
+        let prefix = request.answer_prefix.trim_end();
+        if !prefix.is_empty() {
+            self.begin_answer(&request.prompt, &mut segments, prefix)?;
+        }
         let instructions = self.instructions(&request);
         let given = answers
             .iter()
@@ -391,6 +399,7 @@ impl Model {
             top_logprobs: request.top_logprobs,
             constraint,
             given,
+            continues_text: !prefix.is_empty(),
             stop_ids: self.manifest.prompt.stop_ids().to_vec(),
             stop,
             cache_prompt: request.cache_prompt,
@@ -477,6 +486,40 @@ impl Model {
         Ok(segments)
     }
 
+    /// Puts the first words of the answer behind a prompt.
+    fn begin_answer(
+        &self,
+        prompt: &Prompt,
+        segments: &mut Vec<Segment>,
+        prefix: &str,
+    ) -> Result<()> {
+        let model = &self.language_model;
+        let who = match prompt {
+            _ if model.is_encoder_decoder() => "an encoder-decoder",
+            Prompt::Tokens(_) => "a prompt of token ids",
+            Prompt::Chat(_) | Prompt::Raw(_) => "",
+        };
+        if !who.is_empty() {
+            return Err(Error::InvalidRequest {
+                reason: format!("the answer of {who} cannot be begun for it: leave the prefix out"),
+            });
+        }
+        let space = match self.wants_space(&rows(tokenize(segments.clone(), model)?)) {
+            true => " ",
+            false => "",
+        };
+        segments.push(Segment::text(format!("{space}{}", prefix.trim_start())));
+        Ok(())
+    }
+
+    /// Whether a word behind these tokens has a space before it: behind text it has one,
+    /// behind `<|assistant|>` it has none.
+    fn wants_space(&self, ids: &[i32]) -> bool {
+        ids.last()
+            .and_then(|&id| self.language_model.token_bytes(id).last().copied())
+            .is_some_and(|byte| !byte.is_ascii_whitespace())
+    }
+
     /// The tokens of an answer behind a prompt, and what ends it.
     fn answer_ids(&self, prompt: &[Segment], answer: &str) -> Result<Vec<i32>> {
         let model = &self.language_model;
@@ -494,21 +537,8 @@ impl Model {
         let mut ids = if model.is_encoder_decoder() {
             alone
         } else {
-            let rows = |pieces: Vec<Piece>| -> Vec<i32> {
-                let of_piece = |piece| match piece {
-                    Piece::Tokens(ids) => ids,
-                    // No token: only to be compared.
-                    Piece::Image(_) => vec![-1],
-                };
-                pieces.into_iter().flat_map(of_piece).collect()
-            };
             let before = rows(tokenize(prompt.to_vec(), model)?);
-            // A word behind text has a space before it; behind `<|assistant|>` it has none.
-            let follows_text = before
-                .last()
-                .and_then(|&id| model.token_bytes(id).last().copied())
-                .is_some_and(|byte| !byte.is_ascii_whitespace());
-            if follows_text {
+            if self.wants_space(&before) {
                 text.insert(0, ' ');
             }
             let mut whole = prompt.to_vec();
@@ -545,6 +575,15 @@ fn fingerprint(manifest: &Manifest, options: &EngineOptions) -> String {
     let digest = Sha256::digest(of.as_bytes());
     let hex = digest.iter().take(5).map(|byte| format!("{byte:02x}"));
     format!("fp_{}", hex.collect::<String>())
+}
+
+/// The tokens of a prompt, to be compared: -1, which is none, stands for a picture.
+fn rows(pieces: Vec<Piece>) -> Vec<i32> {
+    let of_piece = |piece| match piece {
+        Piece::Tokens(ids) => ids,
+        Piece::Image(_) => vec![-1],
+    };
+    pieces.into_iter().flat_map(of_piece).collect()
 }
 
 /// The GPU where this build has one and the machine too, else the CPU.

@@ -94,6 +94,7 @@ fn with_logprobs() -> Vec<Event> {
             logprobs: vec![first],
         },
         Event::Done(Summary {
+            mean_logprob: None,
             logprobs: vec![last],
             ..summary
         }),

@@ -46,11 +46,18 @@ pub(super) struct Ending {
 }
 
 impl Answer {
-    pub(super) fn new(choice: usize, model: &LanguageModel, stop: StopStrings) -> Self {
+    /// `continues_text` says that it goes on with words of the prompt, so that a space before
+    /// it is its own.
+    pub(super) fn new(
+        choice: usize,
+        model: &LanguageModel,
+        continues_text: bool,
+        stop: StopStrings,
+    ) -> Self {
         Answer {
             choice,
             ids: Vec::new(),
-            detokenizer: Detokenizer::new(model.strips_leading_space()),
+            detokenizer: Detokenizer::new(model.strips_leading_space() && !continues_text),
             stop,
             held: VecDeque::new(),
             decoded: 0,

@@ -83,6 +83,13 @@ impl BeamSearch {
         &self.finished
     }
 
+    /// The mean log-probability of the tokens of a finished answer.
+    pub fn mean_logprob(&self, finished: &Hypothesis) -> f32 {
+        let n_tokens = finished.ids.len() as f64;
+        let sum = f64::from(finished.score) * n_tokens.powf(f64::from(self.length_penalty));
+        (sum / n_tokens) as f32
+    }
+
     /// Takes the log-probabilities `[n_vocab]` of what follows on `beam`.
     pub fn offer(&mut self, beam: usize, log_probs: &[f32]) {
         let Some(hypothesis) = self.running.get(beam) else {
@@ -174,7 +181,7 @@ mod tests {
         weights.iter().map(|weight| weight.ln()).collect()
     }
 
-    fn search(num_beams: usize, length_penalty: f32, max_tokens: usize) -> Vec<Hypothesis> {
+    fn finished(num_beams: usize, length_penalty: f32, max_tokens: usize) -> BeamSearch {
         let mut search = BeamSearch::new(num_beams, length_penalty, max_tokens, 1);
         for _ in 0..max_tokens {
             for beam in 0..search.running().len() {
@@ -182,10 +189,16 @@ mod tests {
                 search.offer(beam, &row);
             }
             if search.step(|_, id| id == END) == Step::Done {
-                return search.finished().to_vec();
+                return search;
             }
         }
         panic!("no end after max_tokens");
+    }
+
+    fn search(num_beams: usize, length_penalty: f32, max_tokens: usize) -> Vec<Hypothesis> {
+        finished(num_beams, length_penalty, max_tokens)
+            .finished()
+            .to_vec()
     }
 
     #[test]
@@ -199,15 +212,19 @@ mod tests {
     #[test]
     fn the_length_penalty_divides_by_a_power_of_the_length() {
         for length_penalty in [-1.0, 0.0, 0.5, 2.0] {
-            let best = &search(2, length_penalty, 8)[0];
+            let search = finished(2, length_penalty, 8);
+            let best = &search.finished()[0];
             let sum: f32 = (0..best.ids.len())
                 .map(|n| log_probs(&best.ids[..n])[best.ids[n] as usize])
                 .sum();
+            let mean = sum / best.ids.len() as f32;
+            assert!((search.mean_logprob(best) - mean).abs() < 1e-5, "{best:?}");
             let expected = sum / (best.ids.len() as f32).powf(length_penalty);
             assert!((best.score - expected).abs() < 1e-5, "{best:?}");
         }
         // Short answers win where length costs, long ones where it pays.
-        assert!(search(3, -1.0, 8)[0].ids.len() < search(3, 4.0, 8)[0].ids.len());
+        let search = |length_penalty| search(3, length_penalty, 8);
+        assert!(search(-1.0)[0].ids.len() < search(4.0)[0].ids.len());
     }
 
     #[test]

@@ -179,6 +179,9 @@ pub struct Sequence {
     pub stop: Vec<String>,
     /// Go on past the model's own end-of-generation tokens, to measure with.
     pub ignore_eos: bool,
+    /// Whether the answer goes on with words of the prompt: a space before it belongs to
+    /// it then, where the vocabulary's words begin with theirs.
+    pub continues_text: bool,
     /// Whether rows of requests that began alike are taken from the KV cache, and
     /// this one's stay there for others.
     pub cache_prompt: bool,
@@ -211,6 +214,7 @@ impl Sequence {
             stop_ids: Vec::new(),
             stop: Vec::new(),
             ignore_eos: false,
+            continues_text: false,
             cache_prompt: true,
             events,
             deadline: None,

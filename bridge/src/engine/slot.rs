@@ -70,6 +70,8 @@ struct Branch {
     top_logprobs: Option<usize>,
     /// Its tokens, where they are given and not drawn.
     given: Option<Vec<i32>>,
+    /// Sum of the log-probabilities so far, where they are asked for.
+    logprob: f64,
     is_done: bool,
 }
 
@@ -137,7 +139,8 @@ impl Slot {
             false => Vec::new(),
         });
         let mut given = sequence.given.into_iter();
-        let answer = |choice| Answer::new(choice, model, stop.clone());
+        let is_continued = sequence.continues_text;
+        let answer = |choice| Answer::new(choice, model, is_continued, stop.clone());
         let search = if sampling.num_beams > 1 {
             Search::Beams {
                 beams: BeamSearch::new(
@@ -161,6 +164,7 @@ impl Slot {
                     constraint: sequence.constraint.as_ref().map(Constraint::fork),
                     top_logprobs: sequence.top_logprobs,
                     given: given.next(),
+                    logprob: 0.0,
                     is_done: false,
                 }
             };
@@ -367,6 +371,9 @@ impl Slot {
             };
             let logits = context.logits(row)?;
             let (id, logprobs) = branch.draw(logits, &self.rules, model, scratch)?;
+            if let Some(logprobs) = &logprobs {
+                branch.logprob += f64::from(logprobs.token.logprob);
+            }
             if self.sequences.len() == 1 && !self.keys.is_empty() {
                 self.keys.push(RowKey::Token(id));
             }
@@ -385,12 +392,15 @@ impl Slot {
             let ending = answer.accept(id, logprobs, is_last, limits, model, &mut self.outbox);
             if let Some(ending) = ending {
                 branch.is_done = true;
-                endings.push((answer.choice(), answer.ids().len(), ending));
+                let n_tokens = answer.ids().len();
+                let mean = |_| (branch.logprob / n_tokens as f64) as f32;
+                let mean_logprob = branch.top_logprobs.map(mean);
+                endings.push((answer.choice(), n_tokens, mean_logprob, ending));
             }
         }
         let is_done = branches.iter().all(|branch| branch.is_done);
-        for (choice, n_tokens, ending) in endings {
-            self.done(choice, n_tokens, ending);
+        for (choice, n_tokens, mean_logprob, ending) in endings {
+            self.done(choice, n_tokens, mean_logprob, ending);
         }
         Ok(is_done)
     }
@@ -440,15 +450,23 @@ impl Slot {
                 .ids
                 .iter()
                 .find_map(|&id| answer.accept(id, None, false, limits, model, &mut self.outbox));
-            endings.extend(ending.map(|ending| (answer.choice(), answer.ids().len(), ending)));
+            let mean_logprob = Some(beams.mean_logprob(found));
+            let (choice, n_tokens) = (answer.choice(), answer.ids().len());
+            endings.extend(ending.map(|ending| (choice, n_tokens, mean_logprob, ending)));
         }
-        for (choice, n_tokens, ending) in endings {
-            self.done(choice, n_tokens, ending);
+        for (choice, n_tokens, mean_logprob, ending) in endings {
+            self.done(choice, n_tokens, mean_logprob, ending);
         }
         Ok(true)
     }
 
-    fn done(&mut self, choice: usize, completion_tokens: usize, ending: Ending) {
+    fn done(
+        &mut self,
+        choice: usize,
+        completion_tokens: usize,
+        mean_logprob: Option<f32>,
+        ending: Ending,
+    ) {
         if let Some(first) = self.first_token {
             self.timings.decode = first.elapsed().as_secs_f64();
         }
@@ -462,6 +480,7 @@ impl Slot {
             timings: self.timings,
             text: ending.text,
             logprobs: ending.logprobs,
+            mean_logprob,
         }));
     }
 

@@ -155,6 +155,7 @@ pub fn token(text: &str) -> Event {
 
 pub fn done(text: &str, finish_reason: FinishReason) -> Event {
     Event::Done(Summary {
+        mean_logprob: None,
         choice: 0,
         finish_reason,
         usage: Usage {
