@@ -1,20 +1,25 @@
-//! The thread that turns pictures into soft prompts.
+//! The threads that turn pictures into soft prompts.
 //!
-//! Requests that wait together are encoded together; of a picture seen before,
-//! whatever depends on it alone is taken from a cache: its soft prompt, or the
-//! ViT's output where the Q-Former reads the question too. The engine never
-//! waits for it, and requests without pictures never pass through it.
+//! Some decode picture files, while one runs the ViT on those that wait for it
+//! together; of a picture seen before, whatever depends on it alone is taken from a
+//! cache: its soft prompt, or the ViT's output where the Q-Former reads the question
+//! too. The engine never waits for them, and requests without pictures never pass
+//! through them.
+//!
+//! - `decoder`: from picture files to pixels
+//! - `cache`: what was seen in pictures before
+
+mod cache;
+mod decoder;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use candle_core::{DType, Tensor};
-use lru::LruCache;
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::Sender;
 
 use crate::engine::{Engine, PromptPart, Sequence};
@@ -22,6 +27,8 @@ use crate::event::{Event, Timings};
 use crate::image_encoder::ImageEncoder;
 use crate::prompt::Piece;
 use crate::{Error, Result};
+use cache::{Cache, Seen};
+use decoder::{Decoded, DecodedPicture, Decoder};
 
 /// Most pictures in one forward pass: beyond this a CPU gains nothing.
 const MAX_BATCH: usize = 8;
@@ -45,7 +52,18 @@ pub(crate) struct Job {
     pub sequence: Sequence,
 }
 
-/// What the vision thread has done since it started.
+impl Job {
+    /// Whether nobody waits for it any more; whoever is too late is told.
+    fn is_over(&self) -> bool {
+        let is_late = self.sequence.is_late();
+        if is_late {
+            fail(&self.sequence.events, Error::QueueTimeout);
+        }
+        is_late || self.sequence.events.is_closed()
+    }
+}
+
+/// What the threads have done since they started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VisionActivity {
     /// Forward passes of the ViT, each of the pictures that waited together.
@@ -81,16 +99,19 @@ fn add(counter: &AtomicU64, number: usize) {
     counter.fetch_add(number as u64, Ordering::Relaxed);
 }
 
-/// Handle of the vision thread; dropping it lets the thread finish and joins it.
+/// Threads that decode: with more, other parts are slower than they are.
+const MAX_DECODERS: usize = 8;
+
+/// Handle of the threads; dropping it lets them finish and joins them.
 pub(crate) struct VisionWorker {
     jobs: Option<SyncSender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     queue: usize,
     counters: Arc<Counters>,
 }
 
 impl VisionWorker {
-    /// Starts the thread; at most `queue` jobs wait, and `cache_bytes` are kept of
+    /// Starts the threads; at most `queue` jobs wait, and `cache_bytes` are kept of
     /// pictures seen before.
     pub fn start(
         encoder: ImageEncoder,
@@ -98,30 +119,46 @@ impl VisionWorker {
         queue: usize,
         cache_bytes: usize,
     ) -> Result<Self> {
-        let (jobs, receiver) = sync_channel(queue);
+        let encoder = Arc::new(encoder);
+        let cache = Arc::new(Mutex::new(Cache::new(cache_bytes)));
         let counters = Arc::new(Counters::default());
-        let counted = counters.clone();
-        let thread = std::thread::Builder::new()
-            .name("vision".to_owned())
-            .spawn(move || {
-                Worker {
-                    encoder,
-                    engine,
-                    cache: Cache::new(cache_bytes),
-                    counters: counted,
-                }
-                .run(&receiver);
-            })
-            .map_err(Error::Thread)?;
-        Ok(Self {
+        let (jobs, waiting) = sync_channel(queue);
+        // As many as the ViT takes next, while it is at work.
+        let (decoded, next) = sync_channel(MAX_BATCH);
+        let mut worker = VisionWorker {
             jobs: Some(jobs),
-            thread: Some(thread),
+            threads: Vec::new(),
             queue,
+            counters: counters.clone(),
+        };
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..num_cpus::get().min(MAX_DECODERS) {
+            let decoder = Decoder {
+                jobs: waiting.clone(),
+                decoded: decoded.clone(),
+                encoder: encoder.clone(),
+                cache: cache.clone(),
+            };
+            worker.spawn("decode", move || decoder.run())?;
+        }
+        let seer = Worker {
+            encoder,
+            engine,
+            cache,
             counters,
-        })
+        };
+        worker.spawn("vision", move || seer.run(&next))?;
+        Ok(worker)
     }
 
-    /// What the thread has done.
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+        let builder = std::thread::Builder::new().name(name.to_owned());
+        self.threads
+            .push(builder.spawn(run).map_err(Error::Thread)?);
+        Ok(())
+    }
+
+    /// What the threads have done.
     pub fn activity(&self) -> VisionActivity {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         VisionActivity {
@@ -138,7 +175,7 @@ impl VisionWorker {
     /// Queues a job.
     ///
     /// # Errors
-    /// The queue is full, or the thread is gone.
+    /// The queue is full, or the threads are gone.
     pub fn submit(&self, job: Job) -> Result<()> {
         let jobs = self.jobs.as_ref().ok_or(Error::Stopped)?;
         jobs.try_send(job).map_err(|error| match error {
@@ -151,72 +188,16 @@ impl VisionWorker {
 impl Drop for VisionWorker {
     fn drop(&mut self) {
         self.jobs = None;
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-/// Everything of a picture that does not depend on the question.
-#[derive(Clone)]
-enum Seen {
-    /// Where the Q-Former reads the picture alone.
-    SoftPrompt(SoftPrompt),
-    /// The ViT's output, `[patches + 1, vision width]`, where it also reads the
-    /// instruction.
-    Vision(Tensor),
-}
-
-impl Seen {
-    fn bytes(&self) -> usize {
-        match self {
-            Seen::SoftPrompt(rows) => size_of_val(&**rows),
-            Seen::Vision(vision) => vision.elem_count() * vision.dtype().size_in_bytes(),
-        }
-    }
-}
-
-/// The pictures seen last, as many as fit into a number of bytes.
-struct Cache {
-    seen: LruCache<ImageKey, Seen>,
-    bytes: usize,
-    limit: usize,
-}
-
-impl Cache {
-    fn new(limit: usize) -> Self {
-        Self {
-            seen: LruCache::unbounded(),
-            bytes: 0,
-            limit,
-        }
-    }
-
-    fn get(&mut self, key: &ImageKey) -> Option<Seen> {
-        self.seen.get(key).cloned()
-    }
-
-    /// Keeps a picture; how many others went for it.
-    fn put(&mut self, key: ImageKey, seen: Seen) -> usize {
-        let mut evicted = 0;
-        self.bytes += seen.bytes();
-        if let Some(replaced) = self.seen.put(key, seen) {
-            self.bytes -= replaced.bytes();
-        }
-        while self.bytes > self.limit
-            && let Some((_, oldest)) = self.seen.pop_lru()
-        {
-            self.bytes -= oldest.bytes();
-            evicted += 1;
-        }
-        evicted
-    }
-}
-
 struct Worker {
-    encoder: ImageEncoder,
+    encoder: Arc<ImageEncoder>,
     engine: Arc<Engine>,
-    cache: Cache,
+    cache: Arc<Mutex<Cache>>,
     counters: Arc<Counters>,
 }
 
@@ -237,42 +218,42 @@ impl Pending {
 }
 
 impl Worker {
-    fn run(&mut self, jobs: &Receiver<Job>) {
-        while let Ok(first) = jobs.recv() {
-            let mut n_images = first.images.len();
+    fn run(&self, decoded: &Receiver<Decoded>) {
+        while let Ok(first) = decoded.recv() {
+            let mut n_images = first.pictures.len();
             let mut batch = vec![first];
             while n_images < MAX_BATCH {
-                let Ok(job) = jobs.try_recv() else { break };
-                n_images += job.images.len();
-                batch.push(job);
+                let Ok(next) = decoded.try_recv() else { break };
+                n_images += next.pictures.len();
+                batch.push(next);
             }
             self.process(batch);
         }
     }
 
-    fn process(&mut self, batch: Vec<Job>) {
+    fn process(&self, batch: Vec<Decoded>) {
         // Encoded in this batch, beside the cache: a batch with more pictures
         // than the cache holds must not lose any.
         let mut seen: HashMap<ImageKey, Seen> = HashMap::new();
         let mut new_pixels: Vec<(ImageKey, Tensor)> = Vec::new();
         let mut pending = Vec::with_capacity(batch.len());
-        for job in batch {
-            if job.sequence.events.is_closed() {
+        for decoded in batch {
+            let Decoded {
+                job,
+                pictures,
+                timings,
+            } = decoded;
+            if job.is_over() {
                 continue;
             }
-            if job.sequence.is_late() {
-                fail(&job.sequence.events, Error::QueueTimeout);
-                continue;
-            }
-            let mut timings = Timings::default();
-            match self.prepare(&job.images, &mut seen, &mut new_pixels, &mut timings) {
-                Ok(keys) => pending.push(Pending {
-                    job,
-                    keys,
-                    timings,
-                    soft_prompts: Vec::new(),
-                }),
-                Err(error) => fail(&job.sequence.events, error),
+            pending.push(Pending {
+                job,
+                keys: pictures.iter().map(|(key, _)| *key).collect(),
+                timings,
+                soft_prompts: Vec::new(),
+            });
+            for (key, picture) in pictures {
+                self.add(key, picture, &mut seen, &mut new_pixels);
             }
         }
         let fresh: Vec<ImageKey> = new_pixels.iter().map(|(key, _)| *key).collect();
@@ -301,42 +282,41 @@ impl Worker {
             }
             self.hand_over(pending);
         }
+        let mut cache = lock(&self.cache);
         for (key, seen) in seen {
-            let evicted = self.cache.put(key, seen);
+            let evicted = cache.put(key, seen);
             add(&self.counters.cache_evictions, evicted);
         }
-        let bytes = self.cache.bytes as u64;
+        let bytes = cache.bytes() as u64;
         self.counters.cache_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Keys of a job's pictures; those not known yet are decoded into
-    /// `new_pixels`.
-    fn prepare(
-        &mut self,
-        images: &[Arc<[u8]>],
+    /// Puts a picture to those that are known, or to those that are new.
+    fn add(
+        &self,
+        key: ImageKey,
+        picture: DecodedPicture,
         seen: &mut HashMap<ImageKey, Seen>,
         new_pixels: &mut Vec<(ImageKey, Tensor)>,
-        timings: &mut Timings,
-    ) -> Result<Vec<ImageKey>> {
-        images
-            .iter()
-            .map(|file| {
-                let key: ImageKey = Sha256::digest(file).into();
-                let twice = seen.contains_key(&key) || new_pixels.iter().any(|(k, _)| *k == key);
-                let known = if twice { None } else { self.cache.get(&key) };
-                if twice || known.is_some() {
-                    add(&self.counters.cache_hits, 1);
-                    seen.extend(known.map(|known| (key, known)));
-                } else {
-                    add(&self.counters.cache_misses, 1);
-                    let image = timed(&mut timings.image_decode, || self.encoder.decode(file))?;
-                    let pixels =
-                        timed(&mut timings.preprocess, || self.encoder.preprocess(&image))?;
-                    new_pixels.push((key, pixels));
-                }
-                Ok(key)
-            })
-            .collect()
+    ) {
+        if seen.contains_key(&key) || new_pixels.iter().any(|(new, _)| *new == key) {
+            return add(&self.counters.cache_hits, 1);
+        }
+        let known = match picture {
+            DecodedPicture::Seen(known) => Ok(known),
+            // Another request's may have been encoded since.
+            DecodedPicture::Pixels(pixels) => lock(&self.cache).get(&key).ok_or(pixels),
+        };
+        match known {
+            Ok(known) => {
+                add(&self.counters.cache_hits, 1);
+                seen.insert(key, known);
+            }
+            Err(pixels) => {
+                add(&self.counters.cache_misses, 1);
+                new_pixels.push((key, pixels));
+            }
+        }
     }
 
     /// Runs new pictures as far as the question does not matter.
@@ -456,28 +436,7 @@ fn fail(events: &Sender<Event>, error: Error) {
     let _ = events.try_send(Event::Error(error));
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cache_keeps_what_was_used_last_and_counts_bytes() {
-        let seen = |n: usize| Seen::SoftPrompt(vec![0.0; n].into());
-        let mut cache = Cache::new(100);
-        for key in 0..5 {
-            cache.put([key; 32], seen(5));
-        }
-        assert_eq!(cache.bytes, 100);
-        assert!(cache.get(&[0; 32]).is_some());
-        cache.put([5; 32], seen(6));
-        // Two had to go, and the oldest was in use.
-        assert_eq!((cache.bytes, cache.seen.len()), (84, 4));
-        assert!(cache.get(&[0; 32]).is_some() && cache.get(&[5; 32]).is_some());
-        assert!(cache.get(&[1; 32]).is_none() && cache.get(&[2; 32]).is_none());
-        // An entry in place of itself, and one beyond the whole limit.
-        cache.put([5; 32], seen(6));
-        assert_eq!((cache.bytes, cache.seen.len()), (84, 4));
-        cache.put([6; 32], seen(26));
-        assert_eq!((cache.bytes, cache.seen.len()), (0, 0));
-    }
+/// What is behind a lock; whoever held it when it panicked left nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
