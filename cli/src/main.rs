@@ -7,6 +7,7 @@ mod config;
 mod input;
 mod openmp;
 mod progress;
+mod signals;
 
 use std::process::ExitCode;
 

@@ -30,10 +30,3 @@ pub fn percent(total: u64, message: &'static str) -> ProgressBar {
         .with_style(style)
         .with_message(message)
 }
-
-/// A bar over a number of pictures.
-pub fn pictures(total: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} pictures {eta}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(total as u64).with_style(style)
-}

@@ -168,7 +168,7 @@ fn the_demo_names_most_of_its_pictures() {
         .zip(names)
         .filter(|(line, name)| {
             let answer: Value = serde_json::from_str(line).unwrap();
-            answer["text"] == format!("a {name}")
+            answer["caption"] == format!("a {name}")
         })
         .count();
     assert!(right >= 3, "{right} of {}: {answers}", names.len());
@@ -211,7 +211,7 @@ fn captions_do_not_depend_on_what_runs_beside_them() {
     assert_eq!(together, caption("1"));
     let texts: std::collections::HashSet<String> = together
         .iter()
-        .map(|caption| caption["text"].to_string())
+        .map(|caption| caption["caption"].to_string())
         .collect();
     assert_eq!(
         texts.len(),
@@ -240,7 +240,7 @@ fn a_picture_that_fails_leaves_the_others_their_captions() {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     assert_eq!(lines.len(), 3);
-    assert!(lines[0]["text"].is_string() && lines[2]["text"].is_string());
+    assert!(lines[0]["caption"].is_string() && lines[2]["caption"].is_string());
     assert!(lines[1]["error"].as_str().unwrap().contains("absent.png"));
 }
 

@@ -323,7 +323,7 @@ fn captions_are_answers_to_the_caption_prompt() {
                 .arg(picture(name))
                 .arg("A short image caption."),
         );
-        assert_eq!(caption["text"], answer.trim(), "{name}");
+        assert_eq!(caption["caption"], answer.trim(), "{name}");
     }
     assert_eq!(lines.lines().count(), 2);
 }

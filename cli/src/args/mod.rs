@@ -12,7 +12,7 @@ mod serve;
 use clap::{Parser, Subcommand};
 
 pub use ask::AskArgs;
-pub use caption::CaptionArgs;
+pub use caption::{CaptionArgs, OutputFormat, Shard, SidecarFormat};
 pub use convert::{BundleArgs, ConversionArgs, ConvertArgs, NamingArgs};
 pub use encode::EncodeArgs;
 pub use generation::{CacheType, EngineArgs, GenerationArgs, VisionProducts};
@@ -39,7 +39,7 @@ pub struct Cli {
 pub enum Command {
     /// Ask a question about a picture
     Ask(AskArgs),
-    /// Caption pictures, one JSON line each
+    /// Caption pictures, many of them, from wherever they are
     Caption(CaptionArgs),
     /// Write a picture's tensors, without a language model
     Encode(EncodeArgs),

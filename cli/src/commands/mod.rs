@@ -25,12 +25,16 @@ fn open_model(
     generation: &GenerationArgs,
     slots: u16,
 ) -> Result<Model> {
-    let spinner = progress::spinner(format!("loading {}", bundle.display()));
     let options = ModelOptions {
         num_beams: generation.num_beams.map(usize::from),
         ..model_options(engine, slots)
     };
-    let model = Model::open(bundle, &options)?;
+    load_model(bundle, &options)
+}
+
+fn load_model(bundle: &std::path::Path, options: &ModelOptions) -> Result<Model> {
+    let spinner = progress::spinner(format!("loading {}", bundle.display()));
+    let model = Model::open(bundle, options)?;
     spinner.finish_and_clear();
     Ok(model)
 }

@@ -13,7 +13,7 @@ use server::{ApiKeys, MediaDir, ServeOptions, Source, Tls};
 
 use super::model_options;
 use crate::args::ServeArgs;
-use crate::progress;
+use crate::{progress, signals};
 
 /// Keys in the environment, where no list of processes shows them.
 const API_KEYS: &str = "QBRIDGE_API_KEYS";
@@ -40,7 +40,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
             spinner.finish_and_clear();
             eprintln!("serving {names} on {scheme}://{address}/v1");
         };
-        server::serve(models, options, listener, ready, shutdown_signal()).await?;
+        server::serve(models, options, listener, ready, signals::stop()).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -131,23 +131,4 @@ fn api_keys(args: &ServeArgs) -> Result<Option<ApiKeys>> {
     let lines = file.iter().flat_map(|text| text.lines());
     let items = environment.iter().flat_map(|text| text.split(','));
     Ok(Some(ApiKeys::new(lines.chain(items))?))
-}
-
-/// Resolves on SIGINT or, where there is one, SIGTERM.
-async fn shutdown_signal() {
-    let interrupt = async {
-        let _ = tokio::signal::ctrl_c().await;
-    };
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                () = interrupt => {}
-                _ = terminate.recv() => {}
-            }
-            return;
-        }
-    }
-    interrupt.await;
 }

@@ -1,0 +1,293 @@
+//! One picture at a time, many at once: its bytes to the model, and the answers to a row.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use bridge::ErrorKind;
+use bridge::bundle::Manifest;
+use bridge::engine::Sampling;
+use bridge::event::{Event, FinishReason, Usage};
+use bridge::model::{Model, ModelOptions, Prompt, Request};
+use prompts::{Message, Part, Role};
+use qformer::image::ImageLimits;
+use server::fetch::{FetchOptions, Fetcher};
+use tokio::sync::mpsc::Receiver;
+
+use super::super::{load_model, model_options, sampling};
+use super::inputs::{Item, Picture};
+use super::outputs::Sidecars;
+use super::rows::Row;
+use crate::args::CaptionArgs;
+use crate::input::read_image;
+
+/// Pictures in flight beside those that the language model works on: two batches of the ViT, so that one is read and
+/// decoded while the other is computed.
+const LOOK_AHEAD: usize = 16;
+
+/// Room for the text around a prompt, in tokens: a chat template's own words, and special tokens.
+const TEMPLATE_TOKENS: usize = 256;
+
+/// Captions pictures.
+pub struct Captioner {
+    model: Model,
+    fetcher: Fetcher,
+    sidecars: Option<Sidecars>,
+    prompt: Prompt,
+    prefix: String,
+    sampling: Sampling,
+    max_tokens: Option<usize>,
+    has_scores: bool,
+    min_score: Option<f32>,
+    in_flight: usize,
+}
+
+/// Why there is no caption.
+enum Failure {
+    /// The picture is at fault: the others go on.
+    Picture(String),
+    /// All pictures would fail.
+    Run(anyhow::Error),
+}
+
+/// One of the captions of a picture.
+#[derive(Debug, Default)]
+struct Caption {
+    text: String,
+    score: Option<f32>,
+}
+
+/// A row, and the file of its picture where it has one of its own.
+pub type Captioned = (Row, Option<PathBuf>);
+
+/// All captions of a picture, why the last of them ended, and what they took.
+type Answer = (Vec<Caption>, FinishReason, Usage);
+
+impl Captioner {
+    /// Opens the bundle.
+    ///
+    /// # Errors
+    /// It cannot be opened, or what is asked for cannot be done.
+    pub fn open(args: &CaptionArgs, manifest: &Manifest) -> Result<Captioner> {
+        let n = usize::from(args.captions);
+        let sampling = Sampling {
+            n,
+            ..sampling(&args.generation, manifest.generation.sampling())
+        };
+        let num_beams = sampling.num_beams;
+        if n > 1 && num_beams == 1 && sampling.temperature == 0.0 {
+            bail!(
+                "--captions {n} would be the same caption {n} times: add --temperature 0.8 or --num-beams {n}"
+            );
+        }
+        if num_beams > 1 && n > num_beams {
+            bail!("--captions {n} is more than the beams: add --num-beams {n}");
+        }
+        // A message of a picture alone is captioned as the layout says.
+        let mut parts = vec![Part::Image(0)];
+        parts.extend(args.prompt.clone().map(Part::Text));
+        let prompt = Prompt::Chat(vec![Message {
+            role: Role::User,
+            parts,
+        }]);
+        let in_flight = usize::from(args.slots) + LOOK_AHEAD;
+        let sequences = num_beams.max(n);
+        let prefix = args.prefix.as_deref().unwrap_or_default().trim_end();
+        let options = model_options(&args.engine, args.slots);
+        let model = load_model(
+            &args.bundle,
+            &ModelOptions {
+                num_beams: Some(sequences),
+                n_ctx: options
+                    .n_ctx
+                    .or_else(|| Some(context(args, manifest, sequences))),
+                queue: in_flight,
+                ..options
+            },
+        )?;
+        Ok(Captioner {
+            model,
+            fetcher: Fetcher::new(FetchOptions::default())?,
+            sidecars: Sidecars::of(args),
+            prompt,
+            prefix: prefix.to_owned(),
+            max_tokens: args.generation.max_tokens.map(|n| n as usize),
+            has_scores: args.scores || args.min_score.is_some() || (n > 1 && num_beams == 1),
+            sampling,
+            min_score: args.min_score,
+            in_flight,
+        })
+    }
+
+    /// Pictures that should be asked for at once.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// The row of a picture.
+    ///
+    /// # Errors
+    /// Something that would fail for every picture.
+    pub async fn caption(&self, item: Item) -> Result<Captioned> {
+        let Item { name, key, picture } = item;
+        let path = match &picture {
+            Picture::File(path) => Some(path.clone()),
+            _ => None,
+        };
+        let row = match self.answer(picture).await {
+            Ok((captions, finish_reason, usage)) => Row {
+                image: name,
+                key,
+                finish_reason: Some(finish_reason),
+                usage: Some(usage),
+                ..self.row(captions)
+            },
+            Err(Failure::Picture(error)) => Row::failed(name, key, error),
+            Err(Failure::Run(error)) => return Err(error),
+        };
+        Ok((row, path))
+    }
+
+    async fn answer(&self, picture: Picture) -> Result<Answer, Failure> {
+        let is_file = matches!(picture, Picture::File(_));
+        let file = self.load(picture).await?;
+        if self.sidecars.is_some() && !is_file {
+            let reason =
+                "it is no file of its own, so there is no place beside it: leave out --sidecar";
+            return Err(Failure::Picture(reason.to_owned()));
+        }
+        let events = self.model.submit(Request {
+            images: vec![file],
+            answer_prefix: self.prefix.clone(),
+            max_tokens: self.max_tokens,
+            top_logprobs: (self.has_scores && self.sampling.num_beams == 1).then_some(0),
+            ..Request::new(self.prompt.clone(), self.sampling)
+        })?;
+        self.collect(events).await
+    }
+
+    async fn load(&self, picture: Picture) -> Result<Arc<[u8]>, Failure> {
+        let sidecars = self.sidecars;
+        match picture {
+            Picture::Bytes(bytes) => Ok(bytes),
+            Picture::Unreadable(reason) => Err(Failure::Picture(reason)),
+            Picture::File(path) => {
+                let read = tokio::task::spawn_blocking(move || load_file(&path, sidecars)).await;
+                let read = read.map_err(|error| Failure::Run(error.into()))?;
+                read.map_err(|error| Failure::Picture(format!("{error:#}")))
+            }
+            Picture::Url(url) => {
+                let limit = ImageLimits::default().max_bytes;
+                let fetch = async {
+                    let url = self.fetcher.check(&url)?;
+                    let deadline = self.fetcher.deadline();
+                    self.fetcher.fetch(&url, limit, deadline).await
+                };
+                let bytes = fetch.await;
+                bytes
+                    .map(Arc::from)
+                    .map_err(|error| Failure::Picture(error.to_string()))
+            }
+        }
+    }
+
+    /// Reads events to the end of the last caption.
+    async fn collect(&self, mut events: Receiver<Event>) -> Result<Answer, Failure> {
+        let mut captions: Vec<Caption> = Vec::new();
+        captions.resize_with(self.sampling.n, || Caption {
+            text: self.prefix.clone(),
+            score: None,
+        });
+        let mut left = captions.len();
+        let mut tokens = 0;
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Token { choice, text, .. } => {
+                    if let Some(caption) = captions.get_mut(choice) {
+                        caption.text.push_str(&text);
+                    }
+                }
+                Event::Done(summary) => {
+                    if let Some(caption) = captions.get_mut(summary.choice) {
+                        caption.text.push_str(&summary.text);
+                        caption.score = summary.mean_logprob;
+                    }
+                    tokens += summary.usage.completion_tokens;
+                    left -= 1;
+                    if left == 0 {
+                        let usage = Usage {
+                            completion_tokens: tokens,
+                            ..summary.usage
+                        };
+                        return Ok((captions, summary.finish_reason, usage));
+                    }
+                }
+                Event::Error(error) => return Err(error.into()),
+            }
+        }
+        Err(bridge::Error::Stopped.into())
+    }
+
+    /// What a row says of captions.
+    fn row(&self, mut captions: Vec<Caption>) -> Row {
+        if self.sampling.num_beams == 1 {
+            let score = |caption: &Caption| caption.score.unwrap_or(f32::NEG_INFINITY);
+            captions.sort_by(|a, b| score(b).total_cmp(&score(a)));
+        }
+        let best = captions.first().and_then(|best| best.score);
+        if let Some(least) = self.min_score {
+            captions.retain(|caption| caption.score.is_some_and(|score| score >= least));
+        }
+        let texts: Vec<String> = (captions.iter())
+            .map(|caption| caption.text.trim().to_owned())
+            .collect();
+        let scores = || {
+            let scores = captions.iter().filter_map(|caption| caption.score);
+            scores.map(rounded).collect()
+        };
+        let has_several = self.sampling.n > 1;
+        Row {
+            caption: texts.first().cloned(),
+            score: best.filter(|_| self.has_scores).map(rounded),
+            scores: (has_several && self.has_scores).then(scores),
+            captions: has_several.then_some(texts),
+            ..Row::default()
+        }
+    }
+}
+
+impl From<bridge::Error> for Failure {
+    fn from(error: bridge::Error) -> Failure {
+        match error.kind() {
+            ErrorKind::InvalidImage | ErrorKind::ImageTooLarge => {
+                Failure::Picture(error.to_string())
+            }
+            _ => Failure::Run(error.into()),
+        }
+    }
+}
+
+fn load_file(path: &Path, sidecars: Option<Sidecars>) -> Result<Arc<[u8]>> {
+    if let Some(sidecars) = sidecars {
+        sidecars.check(path)?;
+    }
+    read_image(path)
+}
+
+/// Rows of context that are enough for every picture: captioning asks all of them the same.
+fn context(args: &CaptionArgs, manifest: &Manifest, sequences: usize) -> usize {
+    let max_tokens = args.generation.max_tokens.map(|n| n as usize);
+    let max_tokens = max_tokens.unwrap_or(manifest.generation.max_tokens);
+    let prompt = args.prompt.as_deref();
+    let prompt = prompt.unwrap_or(manifest.prompt.caption_prompt());
+    let prefix = args.prefix.as_deref().unwrap_or_default();
+    // A token is a byte at least.
+    let words = prompt.len() + prefix.len();
+    let rows = TEMPLATE_TOKENS + manifest.num_query_tokens + words + sequences * max_tokens;
+    rows.next_multiple_of(256)
+}
+
+/// Scores are worth four digits behind the point.
+fn rounded(score: f32) -> f64 {
+    (f64::from(score) * 1e4).round() / 1e4
+}

@@ -1,0 +1,243 @@
+//! Where pictures come from: files, directories, patterns, lists, tar shards, Parquet files and URLs, one after the other
+//! and none of them held in memory.
+
+mod directory;
+mod parquet;
+mod tar;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::args::CaptionArgs;
+
+/// Ends of the names of pictures, as directories and archives are searched for them. A file that is named itself may be
+/// called anything.
+const PICTURE_EXTENSIONS: [&str; 8] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
+
+/// A picture to caption.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// What it is called in the output: its path or URL, `ARCHIVE/MEMBER`, or `FILE.parquet#ROW`.
+    pub name: String,
+    /// What WebDataset calls it, where it is a tar shard's.
+    pub key: Option<String>,
+    /// Where its bytes are.
+    pub picture: Picture,
+}
+
+/// Where a picture's bytes are.
+#[derive(Debug, Clone)]
+pub enum Picture {
+    /// In a file of its own.
+    File(PathBuf),
+    /// Here.
+    Bytes(Arc<[u8]>),
+    /// At an http or https URL.
+    Url(String),
+    /// Nowhere, and why.
+    Unreadable(String),
+}
+
+/// Who is told of pictures as they are found.
+pub trait Visitor {
+    /// Whether the next picture's bytes are wanted. Each picture is asked for once, in an order that depends on the inputs
+    /// alone.
+    fn wants(&mut self, name: &str) -> bool;
+    /// Takes a picture that was wanted; `Break` ends the walk.
+    fn take(&mut self, item: Item) -> ControlFlow<()>;
+}
+
+/// What the command line names.
+#[derive(Debug, Clone)]
+pub struct Inputs {
+    inputs: Vec<OsString>,
+    separator: u8,
+    image_column: Option<String>,
+}
+
+impl Inputs {
+    /// The inputs as typed.
+    pub fn new(args: &CaptionArgs) -> Inputs {
+        Inputs {
+            inputs: args.inputs.clone(),
+            separator: if args.null { 0 } else { b'\n' },
+            image_column: args.image_column.clone(),
+        }
+    }
+
+    /// Whether a second walk would find the same.
+    pub fn can_be_walked_twice(&self) -> bool {
+        !self.inputs.iter().any(|input| input == "-")
+    }
+
+    /// Tells of all pictures. What cannot be read is told of as well, as a picture that has no bytes.
+    pub fn walk(&self, visitor: &mut dyn Visitor) -> ControlFlow<()> {
+        for input in &self.inputs {
+            match input == "-" {
+                true => self.list(&mut std::io::stdin().lock(), visitor)?,
+                false => self.input(input, visitor)?,
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn list(&self, list: &mut dyn BufRead, visitor: &mut dyn Visitor) -> ControlFlow<()> {
+        loop {
+            let mut entry = Vec::new();
+            match list.read_until(self.separator, &mut entry) {
+                Ok(0) => return ControlFlow::Continue(()),
+                Ok(_) => {}
+                Err(error) => {
+                    unreadable(visitor, "-", error)?;
+                    return ControlFlow::Continue(());
+                }
+            }
+            if entry.last() == Some(&self.separator) {
+                entry.pop();
+            }
+            if self.separator == b'\n' && entry.last() == Some(&b'\r') {
+                entry.pop();
+            }
+            if !entry.is_empty() {
+                self.input(&os_string(entry), visitor)?;
+            }
+        }
+    }
+
+    fn input(&self, input: &OsStr, visitor: &mut dyn Visitor) -> ControlFlow<()> {
+        if let Some(url) = url(input) {
+            return offer(visitor, url, None, || Picture::Url(url.to_owned()));
+        }
+        let path = Path::new(input);
+        let pattern = input.to_str().filter(|text| text.contains(['*', '?', '[']));
+        match (path.metadata(), pattern) {
+            (Err(error), Some(pattern)) if error.kind() == ErrorKind::NotFound => {
+                self.pattern(pattern, visitor)
+            }
+            (Err(error), _) => unreadable(visitor, &display(path), error),
+            (Ok(metadata), _) => self.path(path, metadata.is_dir(), visitor),
+        }
+    }
+
+    fn pattern(&self, pattern: &str, visitor: &mut dyn Visitor) -> ControlFlow<()> {
+        let options = glob::MatchOptions {
+            require_literal_leading_dot: true,
+            require_literal_separator: true,
+            ..glob::MatchOptions::default()
+        };
+        let paths = match glob::glob_with(pattern, options) {
+            Ok(paths) => paths,
+            Err(error) => return unreadable(visitor, pattern, error),
+        };
+        let mut found = false;
+        for path in paths {
+            found = true;
+            match path {
+                Ok(path) => self.path(&path, path.is_dir(), visitor)?,
+                Err(error) => unreadable(visitor, &display(error.path()), error.error())?,
+            }
+        }
+        match found {
+            true => ControlFlow::Continue(()),
+            false => unreadable(
+                visitor,
+                pattern,
+                "no such file, and no file matches it as a pattern",
+            ),
+        }
+    }
+
+    fn path(&self, path: &Path, is_dir: bool, visitor: &mut dyn Visitor) -> ControlFlow<()> {
+        let name = path.file_name().map_or(String::new(), |name| {
+            name.to_string_lossy().to_ascii_lowercase()
+        });
+        let ends = |end: &str| name.ends_with(end);
+        if is_dir {
+            directory::walk(path, visitor)
+        } else if ends(".tar") {
+            tar::walk(path, visitor)
+        } else if ends(".tar.gz") || ends(".tgz") {
+            tar::walk_gz(path, visitor)
+        } else if ends(".parquet") {
+            parquet::walk(path, self.image_column.as_deref(), visitor)
+        } else {
+            offer(visitor, &display(path), None, || {
+                Picture::File(path.to_owned())
+            })
+        }
+    }
+}
+
+/// Tells of one picture.
+fn offer(
+    visitor: &mut dyn Visitor,
+    name: &str,
+    key: Option<&str>,
+    picture: impl FnOnce() -> Picture,
+) -> ControlFlow<()> {
+    match visitor.wants(name) {
+        true => visitor.take(Item {
+            name: name.to_owned(),
+            key: key.map(str::to_owned),
+            picture: picture(),
+        }),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+/// Tells of something that should have been pictures.
+fn unreadable(
+    visitor: &mut dyn Visitor,
+    name: &str,
+    error: impl std::fmt::Display,
+) -> ControlFlow<()> {
+    offer(visitor, name, None, || {
+        Picture::Unreadable(format!("{name}: {error}"))
+    })
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn url(input: &OsStr) -> Option<&str> {
+    let text = input.to_str()?;
+    let (scheme, _) = text.split_once("://")?;
+    ["http", "https"]
+        .iter()
+        .any(|known| scheme.eq_ignore_ascii_case(known))
+        .then_some(text)
+}
+
+#[cfg(unix)]
+fn os_string(bytes: Vec<u8>) -> OsString {
+    std::os::unix::ffi::OsStringExt::from_vec(bytes)
+}
+
+#[cfg(not(unix))]
+fn os_string(bytes: Vec<u8>) -> OsString {
+    String::from_utf8_lossy(&bytes).into_owned().into()
+}
+
+/// Whether a file's name is one of a picture, and not hidden.
+fn is_picture_name(path: &Path) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str);
+    let is_known = |extension: &str| {
+        let mut known = PICTURE_EXTENSIONS.iter();
+        known.any(|known| known.eq_ignore_ascii_case(extension))
+    };
+    !path.file_name().is_some_and(is_hidden) && extension.is_some_and(is_known)
+}
+
+fn is_hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+fn buffered(file: impl Read) -> BufReader<impl Read> {
+    BufReader::with_capacity(1 << 16, file)
+}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,295 @@
+//! Where rows go. Each is written whole as soon as it is there, and what an earlier run wrote is gone on with.
+
+mod csv;
+mod lines;
+mod parquet;
+mod sidecar;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, BufReader, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::rows::{Done, Row};
+use crate::args::{CaptionArgs, OutputFormat};
+
+pub use sidecar::Sidecars;
+
+/// What to do with output that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Leave it and stop.
+    Refuse,
+    /// Go on with it.
+    Resume,
+    /// Replace it.
+    Overwrite,
+}
+
+impl Existing {
+    /// As the command line says.
+    pub fn of(args: &CaptionArgs) -> Existing {
+        match (args.resume, args.overwrite) {
+            (true, _) => Existing::Resume,
+            (_, true) => Existing::Overwrite,
+            _ => Existing::Refuse,
+        }
+    }
+}
+
+/// Where rows go.
+pub struct Output {
+    target: Target,
+    format: OutputFormat,
+    /// What goes before the first row.
+    header: Option<Vec<u8>>,
+}
+
+enum Target {
+    Stdout,
+    /// A pipe or a device: nothing of it can be read again.
+    Stream {
+        file: File,
+        path: PathBuf,
+    },
+    File(Rows),
+}
+
+/// A file of whole rows.
+struct Rows {
+    file: File,
+    path: PathBuf,
+    /// Bytes of whole rows.
+    length: u64,
+    /// The Parquet file that they become in the end.
+    becomes: Option<PathBuf>,
+}
+
+/// What an earlier run left.
+#[derive(Default)]
+pub struct Earlier {
+    /// Its rows.
+    pub done: Done,
+    /// The last of them, whose sidecar it may not have come to.
+    pub last: Option<Row>,
+}
+
+impl Output {
+    /// Opens the output that the command line names.
+    ///
+    /// # Errors
+    /// It is there and nothing was said of that, another run writes to it, or it cannot be written or is not such an output.
+    pub fn open(args: &CaptionArgs) -> Result<(Output, Earlier)> {
+        let format = format(args)?;
+        let Some(path) = &args.out else {
+            let output = Output::new(Target::Stdout, format)?;
+            return Ok((output, Earlier::default()));
+        };
+        let existing = Existing::of(args);
+        if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            return Self::open_stream(path, format, existing);
+        }
+        let becomes = (format == OutputFormat::Parquet).then(|| path.clone());
+        let rows_path = match &becomes {
+            Some(path) => parquet::journal(path),
+            None => path.clone(),
+        };
+        if existing == Existing::Refuse {
+            for path in [path, &rows_path] {
+                if path.metadata().is_ok_and(|metadata| metadata.len() > 0) {
+                    bail!(
+                        "{} exists already: --resume goes on with it, --overwrite begins anew",
+                        path.display()
+                    );
+                }
+            }
+        }
+        if existing == Existing::Resume && becomes.is_some() {
+            parquet::reopen(path, &rows_path).with_context(|| named(path))?;
+        }
+        let mut rows = Rows::open(rows_path, becomes)?;
+        let mut earlier = Earlier::default();
+        if existing == Existing::Resume {
+            earlier = rows.recover(format)?;
+        } else {
+            rows.truncate().with_context(|| named(&rows.path))?;
+        }
+        let is_new = rows.length == 0;
+        let mut output = Output::new(Target::File(rows), format)?;
+        if !is_new {
+            output.header = None;
+        }
+        Ok((output, earlier))
+    }
+
+    fn new(target: Target, format: OutputFormat) -> Result<Output> {
+        let header = match format {
+            OutputFormat::Csv => Some(csv::header()?),
+            OutputFormat::Jsonl | OutputFormat::Parquet => None,
+        };
+        Ok(Output {
+            target,
+            format,
+            header,
+        })
+    }
+
+    fn open_stream(
+        path: &Path,
+        format: OutputFormat,
+        existing: Existing,
+    ) -> Result<(Output, Earlier)> {
+        if path.is_dir() {
+            bail!("{}: this is a directory; name a file", path.display());
+        }
+        if existing == Existing::Resume || format == OutputFormat::Parquet {
+            bail!(
+                "{}: this is no file, so that nothing can be read back from it",
+                path.display()
+            );
+        }
+        let file = OpenOptions::new().write(true).open(path);
+        let file = file.with_context(|| named(path))?;
+        let path = path.to_owned();
+        let output = Output::new(Target::Stream { file, path }, format)?;
+        Ok((output, Earlier::default()))
+    }
+
+    /// Whether rows go to standard output.
+    pub fn is_stdout(&self) -> bool {
+        matches!(self.target, Target::Stdout)
+    }
+
+    /// Writes a row, whole.
+    ///
+    /// # Errors
+    /// It cannot be written. What was written before stays as it is.
+    pub fn write(&mut self, row: &Row) -> Result<()> {
+        let mut bytes = self.header.take().unwrap_or_default();
+        bytes.extend(match self.format {
+            OutputFormat::Csv => csv::record(row)?,
+            OutputFormat::Jsonl | OutputFormat::Parquet => lines::line(row)?,
+        });
+        self.append(&bytes)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.target {
+            Target::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(bytes)?;
+                Ok(out.flush()?)
+            }
+            Target::Stream { file, path } => file.write_all(bytes).with_context(|| named(path)),
+            Target::File(rows) => rows.append(bytes),
+        }
+    }
+
+    /// All pictures have their rows.
+    ///
+    /// # Errors
+    /// What was written does not reach the disk.
+    pub fn finish(self) -> Result<()> {
+        let Target::File(rows) = self.target else {
+            return Ok(());
+        };
+        let path = rows.path;
+        rows.file.sync_all().with_context(|| named(&path))?;
+        if let Some(out) = rows.becomes {
+            parquet::write(&path, &out).with_context(|| named(&out))?;
+            std::fs::remove_file(&path).with_context(|| named(&path))?;
+        }
+        Ok(())
+    }
+}
+
+impl Rows {
+    /// The file at `path`, made where it is not there, and held against other runs.
+    fn open(path: PathBuf, becomes: Option<PathBuf>) -> Result<Rows> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(|| named(&path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                bail!("{}: another run is writing to it", path.display())
+            }
+            // Some file systems know no locks.
+            Err(TryLockError::Error(error)) => tracing::debug!(%error, "no lock"),
+        }
+        Ok(Rows {
+            file,
+            path,
+            length: 0,
+            becomes,
+        })
+    }
+
+    /// Reads the rows that are there, and cuts off what is not whole.
+    fn recover(&mut self, format: OutputFormat) -> Result<Earlier> {
+        let mut earlier = Earlier::default();
+        let reader = BufReader::new(&self.file);
+        let add = |row: Row| {
+            earlier.done.add(&row);
+            earlier.last = Some(row);
+        };
+        self.length = match format {
+            OutputFormat::Csv => csv::recover(reader, add),
+            OutputFormat::Jsonl | OutputFormat::Parquet => lines::recover(reader, add),
+        }
+        .with_context(|| named(&self.path))?;
+        self.truncate().with_context(|| named(&self.path))?;
+        Ok(earlier)
+    }
+
+    fn truncate(&mut self) -> io::Result<()> {
+        self.file.set_len(self.length)?;
+        self.file.seek(SeekFrom::Start(self.length)).map(|_| ())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Err(error) = self.file.write_all(bytes) {
+            // The beginning of a row, where the disk is full; `recover` would cut it off too.
+            let _ = self.truncate();
+            return Err(error).with_context(|| {
+                format!(
+                    "{}: all rows before this are whole; --resume goes on with them",
+                    self.path.display()
+                )
+            });
+        }
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// The form that was asked for, by word or by the name of the file.
+fn format(args: &CaptionArgs) -> Result<OutputFormat> {
+    let extension = args.out.as_ref().and_then(|path| path.extension());
+    let by_name = match extension.and_then(|extension| extension.to_str()) {
+        Some("csv") => OutputFormat::Csv,
+        Some("parquet") => OutputFormat::Parquet,
+        _ => OutputFormat::Jsonl,
+    };
+    let format = args.format.unwrap_or(by_name);
+    if format == OutputFormat::Parquet && args.out.is_none() {
+        bail!("--format parquet needs --out FILE: a Parquet file is written from its end");
+    }
+    Ok(format)
+}
+
+/// A file beside `path` with `end` behind its whole name.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+fn named(path: &Path) -> String {
+    path.display().to_string()
+}
