@@ -10,6 +10,7 @@ use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
 use qbridge_tests::{Server, chat, demo_bundle, repository};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 const MODEL: &str = "qbridge-demo";
 
@@ -33,15 +34,20 @@ fn png(image: &RgbImage) -> Vec<u8> {
     file.into_inner()
 }
 
-/// Pictures that went through the ViT.
-fn pictures(server: &Server) -> u64 {
+/// A metric's value of the model.
+fn metric(server: &Server, name: &str) -> u64 {
     let mut text = String::new();
     let response = ureq::get(server.url.replace("/v1", "/metrics")).call();
     let mut body = response.unwrap().into_body().into_reader();
     body.read_to_string(&mut text).unwrap();
     let mut lines = text.lines();
-    let line = lines.find(|line| line.starts_with("qbridge_vision_pictures_total{"));
+    let line = lines.find(|line| line.starts_with(&format!("{name}{{")));
     line.unwrap().rsplit_once(' ').unwrap().1.parse().unwrap()
+}
+
+/// Pictures that went through the ViT.
+fn pictures(server: &Server) -> u64 {
+    metric(server, "qbridge_vision_pictures_total")
 }
 
 /// vLLM and LMDeploy fetched whatever a request named, within their own network too.
@@ -238,6 +244,138 @@ fn smg_2371_bytes_behind_a_picture_make_it_another_one() {
         assert_eq!(ask(&server, &[&picture, tail].concat()).0, 200);
     }
     assert_eq!(pictures(&server) - before, 4);
+}
+
+/// A picture, with bytes behind its end that make the digest of the file `fits`.
+fn with_digest(picture: &[u8], fits: impl Fn([u8; 32]) -> bool) -> Vec<u8> {
+    let begun = Sha256::new_with_prefix(picture);
+    let tail = (0..u64::MAX).map(u64::to_le_bytes).find(|tail| {
+        let digest = begun.clone().chain_update(tail).finalize();
+        fits(digest.into())
+    });
+    [picture, &tail.unwrap()].concat()
+}
+
+/// LMCache cut its digests to 16 and to 64 bits and took what had such a key for the same. (Of the rows of the KV cache:
+/// `tests/engine/prefixes.rs`.)
+#[test]
+fn lmcache_3301_and_4783_digests_are_not_cut() {
+    let server = serve();
+    let picture =
+        |name: &str| std::fs::read(repository().join("demo/pictures").join(name)).unwrap();
+    let (dog, banana) = (picture("dog.png"), picture("banana.png"));
+    let digest: [u8; 32] = Sha256::digest(&dog).into();
+    let of = |file: &[u8]| {
+        let (status, answer) = ask(&server, file);
+        assert_eq!(status, 200, "{answer}");
+        answer["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let (of_dog, of_banana) = (of(&dog), of(&banana));
+    assert!(
+        of_dog.contains("dog") && of_banana.contains("banana"),
+        "{of_dog} {of_banana}"
+    );
+    let before = pictures(&server);
+    for like_dog in [
+        with_digest(&banana, |other| other[..2] == digest[..2]),
+        with_digest(&banana, |other| other[30..] == digest[30..]),
+    ] {
+        assert_eq!(of(&like_dog), of_banana);
+        assert_eq!(of(&dog), of_dog);
+    }
+    assert_eq!(pictures(&server) - before, 2);
+}
+
+/// vLLM refused requests beyond its limit after seconds of work on their pictures.
+#[test]
+fn vllm_58192_a_full_server_looks_at_no_picture() {
+    let server = Server::start(&demo_bundle(), &["--slots", "1", "--queue", "1"]);
+    let mut endless = chat(&png(&RgbImage::new(4, 4)), "Count.");
+    endless["min_tokens"] = json!(3000);
+    endless["max_completion_tokens"] = json!(3000);
+    // One that is answered, and one that waits.
+    let running = [(); 2].map(|()| {
+        let (url, body) = (
+            format!("{}/chat/completions", server.url),
+            endless.to_string(),
+        );
+        std::thread::spawn(move || {
+            let asked = ureq::post(url).header("content-type", "application/json");
+            asked.send(body).map(drop)
+        })
+    });
+    while metric(&server, "qbridge_requests_waiting") == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let before = pictures(&server);
+    // A new one, and one that is broken besides: neither is found out.
+    let new = png(&RgbImage::from_fn(100, 100, |x, y| {
+        image::Rgb([x as u8, y as u8, (x * y) as u8])
+    }));
+    for picture in [&new[..], &new[..1000]] {
+        let (status, answer) = ask(&server, picture);
+        assert_eq!(
+            (status, &answer["error"]["code"]),
+            (429, &json!("queue_full"))
+        );
+    }
+    assert_eq!(pictures(&server), before);
+    drop(server);
+    for running in running {
+        assert!(running.join().unwrap().is_err());
+    }
+}
+
+/// A PNG with an eXIf chunk behind its header.
+fn with_exif(picture: &[u8], exif: &[u8]) -> Vec<u8> {
+    let mut chunk = b"eXIf".to_vec();
+    chunk.extend(exif);
+    let mut crc = !0u32;
+    for byte in &chunk {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+        }
+    }
+    let length = (exif.len() as u32).to_be_bytes();
+    let (head, rest) = picture.split_at(33);
+    [head, &length, &chunk, &(!crc).to_be_bytes(), rest].concat()
+}
+
+/// vLLM took two pictures for one whose EXIF had the same id, and failed on EXIF that was none.
+#[test]
+fn vllm_24969_and_56527_what_exif_says_is_no_key_and_no_failure() {
+    let server = serve();
+    let exif = |id: &str| {
+        // Little-endian TIFF: one entry, the ImageUniqueID, behind it its text.
+        let mut exif = b"II*\0\x08\0\0\0\x01\0\x20\xa4\x02\0".to_vec();
+        exif.extend((id.len() as u32).to_le_bytes());
+        exif.extend(26u32.to_le_bytes());
+        exif.extend([0; 4]);
+        exif.extend(id.as_bytes());
+        exif
+    };
+    let picture =
+        |name: &str| std::fs::read(repository().join("demo/pictures").join(name)).unwrap();
+    let mut answers = Vec::new();
+    for name in ["dog.png", "banana.png"] {
+        let plain = ask(&server, &picture(name)).1["choices"].clone();
+        for exif in [
+            &exif("the same id, of 32 characters...")[..],
+            b"",
+            b"II",
+            b"MM\0*\xff\xff\xff\xff",
+            &[0xff; 40],
+        ] {
+            let (status, answer) = ask(&server, &with_exif(&picture(name), exif));
+            assert_eq!((status, &answer["choices"]), (200, &plain), "{exif:?}");
+        }
+        answers.push(plain);
+    }
+    assert_ne!(answers[0], answers[1]);
 }
 
 /// vLLM computed with embeddings that its clients sent, of any shape.

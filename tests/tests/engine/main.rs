@@ -24,6 +24,7 @@ use bridge::llama::{Context, ContextOptions};
 use bridge::{Error, ErrorKind};
 use qbridge_tests::golden;
 use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::{Receiver, channel};
 
 struct Case {

@@ -98,6 +98,57 @@ fn other_pictures_share_the_text_before_them_alone() {
     assert_eq!(ask(&fresh, framed(other, &text), |_| {}).ids, second.ids);
 }
 
+/// LMCache cut its digests to 16 and to 64 bits and took what had such a key for the same. Rows that share the first or
+/// the last 16 bits of their digest, or their floats in another order, are others here.
+#[test]
+fn lmcache_3301_and_4783_rows_are_known_by_a_long_digest() {
+    let n_embd = model().n_embd();
+    let picture = cases()[0].soft_prompt.to_vec();
+    let digest = |row: &[f32]| {
+        let bytes: Vec<u8> = row.iter().flat_map(|value| value.to_le_bytes()).collect();
+        <[u8; 32]>::from(Sha256::digest(bytes))
+    };
+    let first = digest(&picture[..n_embd]);
+    let like = |fits: &dyn Fn([u8; 32]) -> bool| {
+        let mut other = picture.clone();
+        // Another value that is as good as the same.
+        let found = (1..10_000_000u32).any(|step| {
+            other[0] = f32::from_bits(picture[0].to_bits() ^ (step & 0xfff));
+            other[1] = f32::from_bits(picture[1].to_bits() ^ (step >> 12));
+            fits(digest(&other[..n_embd]))
+        });
+        assert!(found);
+        other
+    };
+    let mut turned = picture.clone();
+    turned[..n_embd].reverse();
+    let mut swapped = picture.clone();
+    swapped.rotate_left(n_embd);
+    let others = [
+        like(&|other| other[..2] == first[..2]),
+        like(&|other| other[30..] == first[30..]),
+        turned,
+        swapped,
+    ];
+    let engine = engine(options());
+    let framed = |rows: &[f32]| {
+        vec![
+            PromptPart::Tokens(vec![30, 31, 32]),
+            PromptPart::Embeddings(rows.to_vec().into()),
+            PromptPart::Tokens(vec![40, 41]),
+        ]
+    };
+    ask(&engine, framed(&picture), |_| {});
+    for rows in &others {
+        let answer = ask(&engine, framed(rows), |_| {});
+        assert_eq!(cached(&answer), 3, "the text before it alone");
+        let alone = ask(&engine, framed(rows), |sequence| {
+            sequence.cache_prompt = false
+        });
+        assert_eq!(answer.ids, alone.ids);
+    }
+}
+
 #[test]
 fn beams_begin_with_rows_that_others_computed() {
     let engine = engine(EngineOptions {
