@@ -42,6 +42,64 @@ fn dropping_the_receiver_frees_the_slot() {
     wait_until("all slots are free", || engine.activity().active == 0);
 }
 
+/// The step that is being computed when the reader goes is the last one, whether or not anything was read.
+#[test]
+fn whoever_leaves_costs_no_further_step() {
+    let engine = engine(EngineOptions {
+        slots: 2,
+        n_ctx: 2048,
+        ..options()
+    });
+    for reads in [0, 1, 20] {
+        let start = engine.activity().steps;
+        let mut receiver = submit(&engine, text_prompt(4), |sequence| {
+            sequence.max_tokens = None;
+            sequence.ignore_eos = true;
+        });
+        for _ in 0..reads {
+            receiver.blocking_recv().unwrap();
+        }
+        wait_until("it runs", || engine.activity().active == 1);
+        // Closed and not dropped: what was sent before can still be counted.
+        receiver.close();
+        let closed = engine.activity().steps;
+        wait_until("its slot is free", || engine.activity().active == 0);
+        let after = engine.activity().steps;
+        assert!(after - closed <= 1, "{closed} {after}");
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(engine.activity().steps, after, "nothing is left to compute");
+        // A step makes a token, so one step at most was in vain.
+        let mut sent = reads;
+        while receiver.blocking_recv().is_some() {
+            sent += 1;
+        }
+        let in_vain = after - start - sent;
+        assert!(in_vain <= 1, "{in_vain} of {} steps", after - start);
+    }
+    // Who leaves while waiting for a slot takes none.
+    let before = engine.activity().sampled_tokens;
+    let held: Vec<_> = (0..2)
+        .map(|_| {
+            let (events, receiver) = channel(1);
+            let mut sequence = Sequence::new(text_prompt(4), events);
+            sequence.ignore_eos = true;
+            engine.submit(sequence).unwrap();
+            receiver
+        })
+        .collect();
+    wait_until("both are paused", || {
+        engine.activity().sampled_tokens == before + 4
+    });
+    let rows = engine.activity().prompt_rows;
+    drop(submit(&engine, text_prompt(50), |_| {}));
+    drop(held);
+    wait_until("all is over", || {
+        let activity = engine.activity();
+        activity.active == 0 && activity.waiting == 0
+    });
+    assert_eq!(engine.activity().prompt_rows, rows);
+}
+
 #[test]
 fn a_slow_reader_pauses_only_itself() {
     let engine = engine(EngineOptions {
