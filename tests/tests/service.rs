@@ -118,7 +118,10 @@ fn openais_node_client_finds_nothing_amiss() {
 
 #[test]
 fn the_api_keeps_to_its_document() {
-    let server = Server::start(&demo_bundle(), &[]);
+    // One whose template knows tools, so that all fields lead somewhere.
+    let dir = tempfile::tempdir().unwrap();
+    let with_tools = demo_bundle_with_template(dir.path(), "tools-hermes.jinja");
+    let server = Server::start(&with_tools, &[]);
     let out = run(python("api_properties.py").args([&server.url, MODEL, "60"]));
     assert!(out.contains("No issues found"), "{out}");
 }
