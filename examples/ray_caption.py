@@ -2,7 +2,7 @@
 
     python3 ray_caption.py photos/ captions/ http://host-1:8080/v1 http://host-2:8080/v1
 
-Writes JSON lines {"image", "caption"} into files of captions/. Each server gets its share of the pictures; with a balancer
+Writes JSON lines {"image", "caption", "error"} into files of captions/. Each server gets its share of the pictures; with a balancer
 in front of them, one URL is enough. QBRIDGE_API_KEY holds the key where servers want one.
 """
 
@@ -23,7 +23,7 @@ parser.add_argument("captions")
 parser.add_argument("urls", nargs="+")
 parser.add_argument("--model", default="qbridge-demo")
 parser.add_argument("--prompt", help="what to ask for, where it is not the model's own caption")
-parser.add_argument("--in-flight", type=int, default=8, help="requests at once for each server: slots and queue together at most")
+parser.add_argument("--in-flight", type=int, default=4, help="requests at once for each server: its slots, or some more")
 args = parser.parse_args()
 
 
@@ -40,17 +40,22 @@ def question(row):
 
 
 def caption(row):
-    return {"image": row["path"], "caption": row["http_response"]["choices"][0]["message"]["content"]}
+    answer = row["http_response"]
+    # Rows are of one table: each has every field, if only as None.
+    if answer.get("error"):
+        return {"image": row["path"], "caption": None, "error": answer["error"]["message"]}
+    return {"image": row["path"], "caption": answer["choices"][0]["message"]["content"], "error": None}
 
 
 def captions_of(part, url):
     config = HttpRequestProcessorConfig(
         url=f"{url}/chat/completions",
         headers={"Authorization": f"Bearer {os.environ.get('QBRIDGE_API_KEY', 'none')}"},
-        batch_size=args.in_flight,
+        # A batch is worked off one by one, by each of the workers.
+        batch_size=4,
         # A full queue answers 429; it is asked again.
         max_retries=5,
-        concurrency=1,
+        concurrency=args.in_flight,
         # It only waits for answers.
         http_request_stage=HttpRequestStageConfig(num_cpus=0.1),
     )
