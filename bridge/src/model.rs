@@ -229,7 +229,8 @@ impl Model {
             vision: VisionWorker::start(
                 encoder,
                 engine.clone(),
-                options.queue,
+                // Those that will not wait for a slot wait here all the same.
+                options.slots + options.queue,
                 options.image_cache_bytes,
             )?,
             queue_timeout: options.queue_timeout,

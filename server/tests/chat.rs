@@ -459,12 +459,7 @@ async fn a_client_that_leaves_cancels_its_stream() {
     let (backend, senders) = hanging();
     let router = router(backend, ServeOptions::default());
     let asked = tokio::spawn(router.oneshot(post(&chat(json!({"stream": true})))));
-    let sender = loop {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if let Some(sender) = senders.lock().unwrap().pop() {
-            break sender;
-        }
-    };
+    let sender = taken(&senders).await;
     sender.send(token("A")).await.unwrap();
     let response = asked.await.unwrap().unwrap();
     assert!(!sender.is_closed());
@@ -477,12 +472,7 @@ async fn a_client_that_leaves_cancels_its_answer() {
     let (backend, senders) = hanging();
     let router = router(backend, ServeOptions::default());
     let asked = tokio::spawn(router.oneshot(post(&chat(json!({})))));
-    let sender = loop {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if let Some(sender) = senders.lock().unwrap().pop() {
-            break sender;
-        }
-    };
+    let sender = taken(&senders).await;
     sender.send(token("A")).await.unwrap();
     asked.abort();
     closed(&sender).await;

@@ -120,12 +120,7 @@ async fn a_model_answers_what_it_has_before_it_goes() {
         let router = router.clone();
         async move { send(router, post(&chat(json!({})))).await }
     });
-    let sender = loop {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if let Some(sender) = senders.lock().unwrap().pop() {
-            break sender;
-        }
-    };
+    let sender = taken(&senders).await;
     let unloading = tokio::spawn({
         let router = router.clone();
         async move { change(&router, "unload", "demo").await }

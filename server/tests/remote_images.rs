@@ -659,9 +659,7 @@ async fn a_client_that_leaves_ends_its_fetch() {
     let router = router(script(dog), serving(fetcher(port)));
     let body = asks(&[&format!("http://pictures.test:{port}/")]);
     let asked = tokio::spawn(async move { send(router, post(&body)).await });
-    while sent.load(Ordering::SeqCst) == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(|| sent.load(Ordering::SeqCst) > 0).await;
     asked.abort();
     tokio::time::sleep(Duration::from_millis(200)).await;
     let after = sent.load(Ordering::SeqCst);

@@ -49,12 +49,7 @@ async fn running_answers_end_before_the_server_does() {
     ));
     is_ready.await.unwrap();
     let mut client = ask_port(address).await;
-    let sender = loop {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if let Some(sender) = senders.lock().unwrap().pop() {
-            break sender;
-        }
-    };
+    let sender = taken(&senders).await;
     sender.send(token("A")).await.unwrap();
     stop.send(()).unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -79,9 +74,7 @@ async fn a_hanging_answer_does_not_hold_the_server() {
     let address = listener.local_addr().unwrap();
     let waiting = async move {
         let client = ask_port(address).await;
-        while senders.lock().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until(|| !senders.lock().unwrap().is_empty()).await;
         // It stays connected while the server stops.
         tokio::spawn(async move {
             let _client = client;

@@ -641,18 +641,16 @@ async fn many_prompts_take_as_many_places() {
         (400, json!("prompt"))
     );
     let running = tokio::spawn(send(router.clone(), prompts(2)));
-    while held.lock().unwrap().len() < 2 {
-        tokio::task::yield_now().await;
-    }
+    until(|| held.lock().unwrap().len() == 2).await;
     assert_eq!(send(router.clone(), prompts(2)).await.code(), "queue_full");
     running.abort();
     let _ = running.await;
     // All places are free again, as soon as the work that was under way has noticed.
+    let started = std::time::Instant::now();
     while held.lock().unwrap().len() < 5 {
+        assert!(started.elapsed().as_secs() < 60, "the places stay taken");
         let later = tokio::spawn(send(router.clone(), prompts(3)));
-        while held.lock().unwrap().len() < 5 && !later.is_finished() {
-            tokio::task::yield_now().await;
-        }
+        until(|| held.lock().unwrap().len() == 5 || later.is_finished()).await;
         later.abort();
     }
 }

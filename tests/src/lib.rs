@@ -8,6 +8,7 @@ pub mod hub;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 /// Folder of the golden files.
 pub fn golden(path: &str) -> PathBuf {
@@ -214,6 +215,7 @@ impl Server {
         let response = ureq::post(format!("{}{path}", self.url))
             .config()
             .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(300)))
             .build()
             .header("content-type", "application/json")
             .send(body)

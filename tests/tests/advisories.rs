@@ -307,7 +307,9 @@ fn vllm_58192_a_full_server_looks_at_no_picture() {
             asked.send(body).map(drop)
         })
     });
+    let started = Instant::now();
     while metric(&server, "qbridge_requests_waiting") == 0 {
+        assert!(started.elapsed() < Duration::from_secs(60), "none waits");
         std::thread::sleep(Duration::from_millis(10));
     }
     let before = pictures(&server);

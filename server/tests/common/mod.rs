@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -142,6 +143,24 @@ pub fn hanging() -> (Fake, Arc<Mutex<Vec<Sender<Event>>>>) {
         Ok(receiver)
     });
     (backend, senders)
+}
+
+/// Waits until something holds, which must not take long.
+pub async fn until(holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "it never holds"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The sender of a request that a [`hanging`] backend was asked.
+pub async fn taken(senders: &Mutex<Vec<Sender<Event>>>) -> Sender<Event> {
+    until(|| !senders.lock().unwrap().is_empty()).await;
+    senders.lock().unwrap().pop().unwrap()
 }
 
 pub fn token(text: &str) -> Event {
