@@ -8,6 +8,7 @@ mod input;
 mod openmp;
 mod progress;
 mod signals;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Ask(args) => commands::ask::run(args),
         Command::Caption(args) => commands::caption::run(args),
+        Command::Chat(args) => commands::chat::run(args),
         Command::Encode(args) => commands::encode::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Pull(args) => commands::pull::run(args),

@@ -1,5 +1,14 @@
 //! Being asked to stop.
 
+/// Does some work that SIGINT stops; none where it did.
+pub async fn interruptible<T>(work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => None,
+        done = work => Some(done),
+    }
+}
+
 /// Resolves at the next SIGINT or, where there is one, SIGTERM.
 pub async fn stop() {
     let interrupt = async {

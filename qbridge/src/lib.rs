@@ -83,6 +83,6 @@ pub use bridge::{Error, ErrorKind, Result};
 pub use generation::Generation;
 pub use model::Model;
 pub use picture::Picture;
-pub use rank::Candidate;
+pub use rank::{Candidate, Ranking};
 pub use request::Request;
 pub use stream::{Answer, AnswerStream};

@@ -7,7 +7,7 @@ use bridge::bundle::Manifest;
 use bridge::model::{self, ModelOptions};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::{Answer, AnswerStream, Candidate, Error, Picture, Request, Result, rank};
+use crate::{Answer, AnswerStream, Candidate, Error, Picture, Ranking, Request, Result, rank};
 
 /// A bundle at work. Clones are the same model; dropping the last of them ends its threads.
 #[derive(Clone)]
@@ -101,7 +101,7 @@ impl Model {
     }
 
     /// Scores given answers to a request, and returns them with the likeliest first, equals in the order given. How
-    /// tokens would be chosen does not count. The prompt is computed once; [`ModelOptions::num_beams`] says how many
+    /// tokens would be chosen does not count. [`Ranking`] ranks them otherwise, and tells probabilities. The prompt is computed once; [`ModelOptions::num_beams`] says how many
     /// answers are computed together.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl Model {
             let events = self.inner.score(request.clone(), group)?;
             ranked.extend(rank::candidates(events, group, first).await?);
         }
-        ranked.sort_by(|a, b| b.logprob.total_cmp(&a.logprob));
+        Ranking::Sum.rank(&mut ranked);
         Ok(ranked)
     }
 

@@ -35,6 +35,7 @@ mod tiff;
 pub use error::ImageError;
 use error::Result;
 use format::Format;
+pub use format::media_type;
 
 /// Largest encoded picture read by default: 20 MiB, OpenAI's limit.
 pub const MAX_BYTES: usize = 20 << 20;

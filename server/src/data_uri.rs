@@ -16,7 +16,10 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// The bytes of a data URI's picture, at most `limit`; `rest` is what stands behind `data:`. The media type it declares is
 /// not looked at: what a picture is, its own bytes say.
-pub(crate) fn decode(rest: &str, limit: usize, param: &str) -> Result<Arc<[u8]>> {
+///
+/// # Errors
+/// It is not base64, or too long; `param` is the field that holds it.
+pub fn decode(rest: &str, limit: usize, param: &str) -> Result<Arc<[u8]>> {
     let (kind, data) = rest
         .split_once(',')
         .ok_or_else(|| Error::invalid_image(param, "the data: URI has no comma before its data"))?;

@@ -10,7 +10,7 @@ mod answer;
 mod auth;
 mod backend;
 mod content;
-mod data_uri;
+pub mod data_uri;
 mod error;
 mod extract;
 pub mod fetch;

@@ -2,6 +2,7 @@
 
 mod ask;
 mod caption;
+mod chat;
 mod convert;
 mod encode;
 mod generation;
@@ -11,8 +12,9 @@ mod serve;
 
 use clap::{Parser, Subcommand};
 
-pub use ask::AskArgs;
+pub use ask::{AskArgs, Asked};
 pub use caption::{CaptionArgs, OutputFormat, Shard, SidecarFormat};
+pub use chat::ChatArgs;
 pub use convert::{BundleArgs, ConversionArgs, ConvertArgs, NamingArgs};
 pub use encode::EncodeArgs;
 pub use generation::{CacheType, EngineArgs, GenerationArgs, VisionProducts};
@@ -37,10 +39,12 @@ pub struct Cli {
 /// One command each.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Ask a question about a picture
+    /// Ask questions about pictures
     Ask(AskArgs),
     /// Caption pictures, many of them, from wherever they are
     Caption(CaptionArgs),
+    /// Talk about pictures, in a terminal
+    Chat(ChatArgs),
     /// Write a picture's tensors, without a language model
     Encode(EncodeArgs),
     /// Make a bundle from a published checkpoint

@@ -1,7 +1,9 @@
 //! One module a command.
 
+mod answers;
 pub mod ask;
 pub mod caption;
+pub mod chat;
 pub mod convert;
 pub mod encode;
 pub mod inspect;
@@ -10,28 +12,16 @@ pub mod serve;
 
 use anyhow::Result;
 use bridge::engine::Sampling;
-use bridge::event::{Event, Summary};
 use bridge::model::{Model, ModelOptions};
 use serde::Serialize;
-use tokio::sync::mpsc::Receiver;
 
 use crate::args::{CacheType, EngineArgs, GenerationArgs};
 use crate::progress;
 
-/// Opens a bundle with a spinner beside it.
-fn open_model(
-    bundle: &std::path::Path,
-    engine: &EngineArgs,
-    generation: &GenerationArgs,
-    slots: u16,
-) -> Result<Model> {
-    let options = ModelOptions {
-        num_beams: generation.num_beams.map(usize::from),
-        ..model_options(engine, slots)
-    };
-    load_model(bundle, &options)
-}
+/// Exit code after SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
 
+/// Opens a bundle with a spinner beside it.
 fn load_model(bundle: &std::path::Path, options: &ModelOptions) -> Result<Model> {
     let spinner = progress::spinner(format!("loading {}", bundle.display()));
     let model = Model::open(bundle, options)?;
@@ -68,45 +58,6 @@ fn sampling(args: &GenerationArgs, defaults: Sampling) -> Sampling {
     };
     sampling.prefer_named(args.temperature.is_some(), args.num_beams.is_some());
     sampling
-}
-
-/// A whole answer.
-#[derive(Debug)]
-struct Answer {
-    text: String,
-    token_ids: Vec<i32>,
-    summary: Summary,
-}
-
-/// Reads events to the end; `on_text` sees each piece of text as it comes.
-fn collect(
-    events: &mut Receiver<Event>,
-    mut on_text: impl FnMut(&str) -> std::io::Result<()>,
-) -> Result<Answer> {
-    let mut text = String::new();
-    let mut token_ids = Vec::new();
-    loop {
-        match events.blocking_recv() {
-            Some(Event::Token {
-                id, text: piece, ..
-            }) => {
-                on_text(&piece)?;
-                text.push_str(&piece);
-                token_ids.push(id);
-            }
-            Some(Event::Done(summary)) => {
-                on_text(&summary.text)?;
-                text.push_str(&summary.text);
-                return Ok(Answer {
-                    text,
-                    token_ids,
-                    summary,
-                });
-            }
-            Some(Event::Error(error)) => return Err(error.into()),
-            None => return Err(bridge::Error::Stopped.into()),
-        }
-    }
 }
 
 /// Prints one JSON line.

@@ -26,6 +26,19 @@ impl Format {
     }
 }
 
+/// The media type of an encoded picture by its first bytes, such as `image/png`; none where it is in no format that is read.
+pub fn media_type(bytes: &[u8]) -> Option<&'static str> {
+    let format = sniff(bytes).ok()?;
+    Some(match format {
+        Format::Bmp => "image/bmp",
+        Format::Gif => "image/gif",
+        Format::Jpeg => "image/jpeg",
+        Format::Png => "image/png",
+        Format::Tiff => "image/tiff",
+        Format::WebP => "image/webp",
+    })
+}
+
 /// The format of an encoded picture.
 pub(super) fn sniff(bytes: &[u8]) -> Result<Format> {
     match bytes {

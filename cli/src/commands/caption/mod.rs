@@ -22,7 +22,7 @@ use bridge::bundle::Manifest;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
-use super::print_json;
+use super::{INTERRUPTED, print_json};
 use crate::args::{CaptionArgs, Shard};
 use crate::signals;
 use captioner::{Captioned, Captioner};
@@ -33,9 +33,6 @@ use rows::Done;
 
 /// Pictures that were found and wait to be read; those of archives are in memory.
 const FOUND: usize = 4;
-
-/// As shells have it after SIGINT.
-const INTERRUPTED: u8 = 130;
 
 /// Runs the command.
 pub fn run(args: &CaptionArgs) -> Result<ExitCode> {
