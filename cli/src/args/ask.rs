@@ -40,7 +40,7 @@ pub struct AskArgs {
     /// Bundle directory
     pub bundle: PathBuf,
     /// Pictures, and last the question, unless --question or --repeat asks it
-    #[arg(value_name = "PICTURE... QUESTION", hide_default_value = true)]
+    #[arg(value_name = "PICTURE... QUESTION")]
     pub inputs: Vec<OsString>,
     /// A question about each of the pictures; may be repeated
     #[arg(short, long = "question", value_name = "QUESTION")]

@@ -94,6 +94,11 @@ impl Asker {
             0 => args.generation.num_beams.map(usize::from),
             n => Some(n.min(MAX_CHOICES)),
         };
+        let mut generation = generation(&args.generation);
+        if schema.is_some() {
+            // The bundle's own beams do not go with it; those that were asked for are refused.
+            generation.num_beams = generation.num_beams.or(Some(1));
+        }
         let in_flight = usize::from(slots) + LOOK_AHEAD;
         let options = ModelOptions {
             num_beams,
@@ -103,7 +108,7 @@ impl Asker {
         Ok(Asker {
             pictures: Pictures::new()?,
             model: answers::open(&args.bundle, options).await?,
-            generation: generation(&args.generation),
+            generation,
             schema,
             ranking: args.rank_by.into(),
             is_raw: args.raw,

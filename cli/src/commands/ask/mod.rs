@@ -115,10 +115,16 @@ async fn repeat(args: &AskArgs, asked: &Asked) -> Result<ExitCode> {
         for pictures in &shown {
             let sources: Vec<Source> = pictures.iter().cloned().map(Source::Here).collect();
             let question = question(args, &sources, &text);
-            match interruptible(answer(&asker, &question, pictures, args.json)).await {
+            let answer = async {
+                match shown.len() {
+                    1 => answer(&asker, &question, pictures, args.json).await,
+                    _ => tell(&asker, &question, pictures, args.json).await,
+                }
+            };
+            match interruptible(answer).await {
                 None => {
                     // Behind the answer that was begun.
-                    println!();
+                    Printer::new().raw("\n")?;
                     break;
                 }
                 Some(Ok(is_whole)) => has_failed |= !is_whole,
@@ -166,6 +172,18 @@ async fn answer(
     if let Some(error) = &row.error {
         eprintln!("qbridge: {error}");
     }
+    Ok(row.error.is_none())
+}
+
+/// Answers one of several questions, and tells whether the answer is whole.
+async fn tell(
+    asker: &Asker,
+    question: &Question,
+    pictures: &[Named],
+    is_json: bool,
+) -> Result<bool, Failure> {
+    let row = asker.ask(question, pictures, |_| Ok(())).await?;
+    report(&row, is_json).map_err(Failure::Run)?;
     Ok(row.error.is_none())
 }
 
