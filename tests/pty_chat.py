@@ -106,7 +106,9 @@ def history():
     terminal.wait_for(b"> ")
     terminal.type(UP + UP)
     terminal.wait_for(b"What is this?")
-    terminal.type(CTRL_C + CTRL_D)
+    terminal.type(CTRL_C)
+    terminal.wait_for(b"> ")
+    terminal.type(CTRL_D)
     assert terminal.ends() == 0
 
 
