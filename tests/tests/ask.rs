@@ -71,9 +71,11 @@ fn alone(pictures: &[String]) -> Vec<[String; 3]> {
 
 #[test]
 fn each_question_of_each_picture_is_answered_as_if_it_were_alone() {
-    let pictures = ["penguin", "dog", "banana"].map(picture);
+    // Nothing that the model is in two minds about: how rows are batched moves its log-probabilities by some tenths.
+    let pictures = ["bicycle", "dog"].map(picture);
     let expected = alone(&pictures);
-    assert_eq!(expected[0][2], "a penguin");
+    let answers: Vec<&str> = expected.iter().map(|each| each[2].as_str()).collect();
+    assert_eq!(answers, ["a bicycle", "no", "a dog", "yes"]);
 
     let text = stdout(ask(&pictures).args(["-q", QUESTIONS[0], "--question", QUESTIONS[1]]));
     let found: Vec<Vec<&str>> = text
@@ -409,9 +411,9 @@ fn answers_are_json_of_the_schema() {
 
 #[test]
 fn questions_from_a_pipe_are_answered_one_by_one() {
-    let penguin = picture("penguin");
-    let expected = alone(std::slice::from_ref(&penguin));
-    let mut child = ask([&penguin, "--repeat"])
+    let dog = picture("dog");
+    let expected = alone(std::slice::from_ref(&dog));
+    let mut child = ask([&dog, "--repeat"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -430,7 +432,7 @@ fn questions_from_a_pipe_are_answered_one_by_one() {
     let too_long = "x ".repeat(400);
     let questions = format!("{too_long}\n{}\n", QUESTIONS[0]);
     let output = output(
-        ask([&penguin, "--repeat", "--json", "--ctx-size", "256"]).arg("--max-tokens=8"),
+        ask([&dog, "--repeat", "--json", "--ctx-size", "256"]).arg("--max-tokens=8"),
         &questions,
     );
     assert_eq!(output.status.code(), Some(1));
@@ -442,8 +444,7 @@ fn questions_from_a_pipe_are_answered_one_by_one() {
             .contains("the context holds 256"),
         "{rows:?}"
     );
-    assert_eq!(rows[1]["text"], "a penguin");
-    // The picture was encoded for the first of them.
+    assert_eq!(rows[1]["text"], "a dog");
     let error = one_line_error(&mut ask(["absent.png", "--repeat"]));
     assert!(error.contains("absent.png"), "{error}");
 }

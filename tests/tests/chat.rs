@@ -48,16 +48,19 @@ fn text(output: &Output) -> String {
 
 const TURNS: [&str; 2] = ["What is this?", "Is it an animal?"];
 
-/// What the server answers to a conversation.
-fn served(server: &Server, messages: &Value) -> String {
-    let body =
-        json!({"model": "qbridge-demo", "temperature": 0, "max_tokens": 24, "messages": messages});
+/// What the server answers to a conversation, with or without what it keeps of earlier ones: that moves log-probabilities.
+fn served(server: &Server, messages: &Value, cache_prompt: bool) -> String {
+    let body = json!({
+        "model": "qbridge-demo",
+        "temperature": 0,
+        "max_tokens": 24,
+        "messages": messages,
+        "cache_prompt": cache_prompt,
+    });
     let (status, answer) = server.post("/chat/completions", &body);
     assert_eq!(status, 200, "{answer}");
-    answer["choices"][0]["message"]["content"]
-        .as_str()
-        .unwrap()
-        .to_owned()
+    let content = &answer["choices"][0]["message"]["content"];
+    content.as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -79,7 +82,10 @@ fn a_conversation_through_a_pipe_is_the_servers() {
     let messages = body["messages"].as_array().unwrap();
     assert_eq!(messages.len(), 4);
     for (end, answer) in [(1, answers[0]), (3, answers[1])] {
-        assert_eq!(served(&server, &json!(messages[..end])).trim(), answer);
+        assert_eq!(
+            served(&server, &json!(messages[..end]), true).trim(),
+            answer
+        );
         assert_eq!(messages[end]["content"], answer);
     }
     let mut further = messages.clone();
@@ -88,7 +94,7 @@ fn a_conversation_through_a_pipe_is_the_servers() {
     let output = chat(load, &["What colour is it?"]);
     assert_eq!(
         text(&output).trim(),
-        served(&server, &json!(further)).trim()
+        served(&server, &json!(further), false).trim()
     );
 }
 
