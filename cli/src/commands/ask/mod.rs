@@ -28,7 +28,7 @@ use crate::terminal::{Line, Lines, Printer};
 const READ: usize = 4;
 
 /// A question, or the row of what is none.
-type Read = io::Result<Result<Question, Row>>;
+type Read = io::Result<Result<Question, Box<Row>>>;
 
 /// Runs the command.
 pub fn run(args: &AskArgs) -> Result<ExitCode> {
@@ -195,7 +195,7 @@ async fn answer_all(
 ) -> Result<ExitCode> {
     let row = async |read: Read| match read? {
         Ok(question) => asker.row(question).await,
-        Err(row) => Ok(row),
+        Err(row) => Ok(*row),
     };
     let rows = questions.map(row).buffered(asker.in_flight());
     let mut rows = std::pin::pin!(rows);

@@ -89,7 +89,7 @@ struct Fields {
 /// Reads JSON lines to the end, or until `take` wants no more. A line that holds no question is a row that says so.
 pub fn read_lines(
     mut reader: impl BufRead,
-    mut take: impl FnMut(io::Result<Result<Question, Row>>) -> bool,
+    mut take: impl FnMut(io::Result<Result<Question, Box<Row>>>) -> bool,
 ) {
     for number in 1.. {
         let asked = match next_line(&mut reader) {
@@ -118,20 +118,24 @@ fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(line))
 }
 
-fn question(number: u64, line: &[u8]) -> Result<Question, Row> {
+fn question(number: u64, line: &[u8]) -> Result<Question, Box<Row>> {
     let row = Row {
         line: Some(number),
         ..Row::default()
     };
     if line.len() as u64 > MAX_LINE {
-        return Err(row.failed(format!("line {number}: over {MAX_LINE} bytes")));
+        return Err(row
+            .failed(format!("line {number}: over {MAX_LINE} bytes"))
+            .into());
     }
     let value: Value = match serde_json::from_slice(line) {
         Ok(value) => value,
         Err(error) => {
             // It speaks of the first line, which is all that it was shown.
             let error = error.to_string().replace(" at line 1 column", " at column");
-            return Err(row.failed(format!("line {number}: not JSON: {error}")));
+            return Err(row
+                .failed(format!("line {number}: not JSON: {error}"))
+                .into());
         }
     };
     let row = Row {
@@ -148,7 +152,7 @@ fn question(number: u64, line: &[u8]) -> Result<Question, Row> {
             id: row.id,
             ..question
         }),
-        Err(reason) => Err(row.failed(format!("line {number}: {reason}"))),
+        Err(reason) => Err(row.failed(format!("line {number}: {reason}")).into()),
     }
 }
 
@@ -180,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    fn read(lines: &[u8]) -> Vec<Result<Question, Row>> {
+    fn read(lines: &[u8]) -> Vec<Result<Question, Box<Row>>> {
         let mut found = Vec::new();
         read_lines(lines, |asked| {
             found.push(asked.unwrap());
