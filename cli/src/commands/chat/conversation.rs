@@ -208,7 +208,7 @@ impl ContentPart {
                 let data = data.ok_or_else(|| format!("{param}: must be a data: URI"))?;
                 let bytes = data_uri::decode(data, MAX_BYTES, &param);
                 Ok(Part::Picture(
-                    bytes.map_err(|error| error.to_string())?.into(),
+                    bytes.map_err(|error| format!("{param}: {error}"))?.into(),
                 ))
             }
         }
