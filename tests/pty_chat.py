@@ -141,6 +141,7 @@ def repeat():
     terminal.wait_for(b"What is this?")
     terminal.type(ENTER)
     terminal.wait_for(b"a penguin")
+    terminal.wait_for(b"? ")
     terminal.type(CTRL_D)
     assert terminal.ends() == 0
 
