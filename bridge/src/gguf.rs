@@ -22,6 +22,9 @@ const MAX_DIMS: u32 = 4;
 /// the graph of another: an OPT is `mpt` to llama.cpp, as any MPT is.
 pub(crate) const MODEL_TYPE: &str = "qbridge.model_type";
 
+/// The architecture of T5 and Flan-T5.
+const T5: &str = "t5";
+
 /// `GGML_TYPE_F16`
 const F16: u32 = 1;
 
@@ -89,6 +92,12 @@ impl GgufInfo {
                     reason,
                 },
             })
+    }
+
+    /// Whether the prompt goes into an encoder, and a decoder of its own answers: of such
+    /// language models, T5 is the one that is known here.
+    pub fn is_encoder_decoder(&self) -> bool {
+        self.architecture == T5
     }
 
     /// Common name of [`GgufInfo::file_type`], such as `Q4_1`.

@@ -2,6 +2,7 @@
 //! arguments in, text or JSON lines out.
 
 mod args;
+mod batch;
 mod commands;
 mod config;
 mod input;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Ask(args) => commands::ask::run(args),
         Command::Caption(args) => commands::caption::run(args),
         Command::Chat(args) => commands::chat::run(args),
+        Command::Eval(args) => commands::eval::run(args),
         Command::Encode(args) => commands::encode::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Pull(args) => commands::pull::run(args),

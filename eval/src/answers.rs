@@ -1,6 +1,6 @@
 //! Answers, in the forms in which the benchmarks' authors take them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -14,6 +14,8 @@ pub struct Answers {
     by_id: HashMap<String, String>,
     /// Those without an id, in their order (POPE's own format).
     in_order: Vec<String>,
+    /// What rows with an `error` instead are about.
+    failed: HashSet<String>,
 }
 
 const IDS: [&str; 4] = ["question_id", "questionId", "image_id", "id"];
@@ -22,8 +24,8 @@ const TEXTS: [&str; 4] = ["answer", "prediction", "caption", "pred_answer"];
 impl Answers {
     /// Reads a JSON array or JSON lines of objects with an id (`question_id`, `questionId`, `image_id` or
     /// `id`) and a text (`answer`, `prediction`, `caption` or `pred_answer`). Objects without an id, as
-    /// POPE's, stand in the order of the questions. Lines without a text are passed over where they have
-    /// `settings` or `error`.
+    /// POPE's, stand in the order of the questions. Lines with `settings` are passed over, and those with an
+    /// `error` have no text: see [`Answers::has_failed`].
     ///
     /// # Errors
     /// The file cannot be read, or a record of it has no text or a second answer to its question.
@@ -55,16 +57,16 @@ impl Answers {
                 "an object is expected, with an id and an answer".to_owned(),
             ));
         }
+        let present = |name: &str| record.get(name).filter(|value| !value.is_null());
         let field = |names: &[&'static str]| {
-            let named = |name: &&'static str| Some((*name, record.get(*name)?));
+            let named = |name: &&'static str| Some((*name, present(name)?));
             names.iter().find_map(named)
         };
         let text = match field(&TEXTS) {
-            Some((_, Value::String(text))) => text.clone(),
+            Some((_, Value::String(text))) => Some(text.clone()),
             Some((name, _)) => return Err(wrong(format!("{name} must be a string"))),
-            None if record.get("settings").is_some() || record.get("error").is_some() => {
-                return Ok(());
-            }
+            None if present("settings").is_some() => return Ok(()),
+            None if present("error").is_some() => None,
             None => {
                 return Err(wrong(format!(
                     "no answer: one of {} is expected",
@@ -73,15 +75,39 @@ impl Answers {
             }
         };
         let Some((name, id)) = field(&IDS) else {
-            self.in_order.push(text);
+            self.in_order.extend(text);
             return Ok(());
         };
         let id: Id = serde_json::from_value(id.clone())
             .map_err(|error| wrong(format!("{name}: {error}")))?;
-        match self.by_id.insert(id.key(), text) {
-            None => Ok(()),
-            Some(_) => Err(wrong(format!("{name} {id} is answered a second time"))),
+        match self.insert(&id, text) {
+            true => Ok(()),
+            false => Err(wrong(format!("{name} {id} is answered a second time"))),
         }
+    }
+
+    /// Takes the answer to a question, or notes that there is none because it failed. False where there was
+    /// one or the other before.
+    pub fn insert(&mut self, id: &Id, answer: Option<String>) -> bool {
+        if self.has(id) {
+            return false;
+        }
+        let key = id.key();
+        match answer {
+            Some(answer) => self.by_id.insert(key, answer).is_none(),
+            None => self.failed.insert(key),
+        }
+    }
+
+    /// Whether a question has an answer, or an error in its place.
+    pub fn has(&self, id: &Id) -> bool {
+        let key = id.key();
+        self.by_id.contains_key(&key) || self.failed.contains(&key)
+    }
+
+    /// Whether a question has an error in the place of its answer.
+    pub fn has_failed(&self, id: &Id) -> bool {
+        self.failed.contains(&id.key())
     }
 
     /// The answer to a question.

@@ -64,6 +64,24 @@ impl Task {
         }
     }
 
+    /// What it is called in full.
+    pub fn title(self) -> &'static str {
+        match self {
+            Task::Vqav2 => "VQA v2.0",
+            Task::Okvqa => "OK-VQA",
+            Task::Gqa => "GQA",
+            Task::Textvqa => "TextVQA",
+            Task::Coco => "COCO captions",
+            Task::Nocaps => "NoCaps",
+            Task::Pope => "POPE",
+        }
+    }
+
+    /// Names of its splits, whose published files are known.
+    pub fn split_names(self) -> impl Iterator<Item = &'static str> {
+        self.splits().iter().map(|(name, ..)| *name)
+    }
+
     /// Whether pictures are to be captioned, without a question.
     pub fn is_caption(self) -> bool {
         matches!(self, Task::Coco | Task::Nocaps)
@@ -121,10 +139,7 @@ impl Task {
     /// # Errors
     /// They are not there, or there is no such split.
     pub fn find(self, dir: &Path, split: Option<&str>) -> Result<Files> {
-        let names = |splits: &[Split]| -> String {
-            let names: Vec<&str> = splits.iter().map(|(name, ..)| *name).collect();
-            names.join(", ")
-        };
+        let names = || self.split_names().collect::<Vec<_>>().join(", ");
         let found = match split {
             Some(split) => {
                 let Some(found) = self.splits().iter().find(|(name, ..)| *name == split) else {
@@ -133,7 +148,7 @@ impl Task {
                         reason: format!(
                             "{} has no split {split:?}, it has {}",
                             self.name(),
-                            names(self.splits())
+                            names()
                         ),
                     });
                 };
@@ -156,7 +171,7 @@ impl Task {
                     reason: format!(
                         "{file} of {} is not here; name the file itself, or another split ({})",
                         self.name(),
-                        names(self.splits())
+                        names()
                     ),
                 });
             }
@@ -272,11 +287,18 @@ impl Dataset {
 
 impl Record {
     /// Where the picture is: in `dir` itself, or in the folder of its benchmark there.
-    pub fn find_picture(&self, dir: &Path) -> Option<PathBuf> {
+    ///
+    /// # Errors
+    /// It is in neither.
+    pub fn find_picture(&self, dir: &Path) -> Result<PathBuf> {
         let (name, folder) = &self.picture;
         [dir.join(folder).join(name), dir.join(name)]
             .into_iter()
             .find(|path| path.exists())
+            .ok_or_else(|| Error::NotThere {
+                dir: dir.to_owned(),
+                reason: format!("the picture {name} is neither here nor in {folder}/"),
+            })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Prompts and settings of the papers.
 
+use std::borrow::Cow;
+
 use crate::Task;
 
 /// How a paper, or its code, asked its models.
@@ -18,7 +20,7 @@ pub enum Preset {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// The prompt, the question in the place of `{}`.
-    pub prompt: &'static str,
+    pub prompt: Cow<'static, str>,
     /// Whether the question goes through LAVIS's `blip_question` first: see [`lavis_question`].
     pub lavis_question: bool,
     /// Most tokens of an answer.
@@ -51,11 +53,20 @@ impl Preset {
         }
     }
 
+    /// Where it comes from.
+    pub fn source(self) -> &'static str {
+        match self {
+            Preset::Blip2 => "the paper of BLIP-2",
+            Preset::Blip2Lavis => "LAVIS's evaluation of BLIP-2",
+            Preset::InstructBlip => "the paper of InstructBLIP, and LAVIS's evaluation of it",
+        }
+    }
+
     /// The settings for a task, and for a language model that is an encoder-decoder (Flan-T5) or not.
     pub fn settings(self, task: Task, is_encoder_decoder: bool) -> Settings {
         const SHORT: &str = "Question: {} Short answer:";
         let answer = Settings {
-            prompt: SHORT,
+            prompt: Cow::Borrowed(SHORT),
             lavis_question: true,
             max_tokens: 10,
             min_tokens: 1,
@@ -64,7 +75,7 @@ impl Preset {
             repetition_penalty: 1.0,
         };
         let caption = Settings {
-            prompt: "a photo of",
+            prompt: Cow::Borrowed("a photo of"),
             lavis_question: false,
             max_tokens: 30,
             min_tokens: 8,
@@ -75,7 +86,7 @@ impl Preset {
             (Preset::Blip2 | Preset::Blip2Lavis, true) => caption,
             (Preset::Blip2, false) if is_encoder_decoder => answer,
             (Preset::Blip2, false) => Settings {
-                prompt: "Question: {} Answer:",
+                prompt: Cow::Borrowed("Question: {} Answer:"),
                 ..answer
             },
             (Preset::Blip2Lavis, false) if is_encoder_decoder => answer,
@@ -84,7 +95,7 @@ impl Preset {
                 ..answer
             },
             (Preset::InstructBlip, true) => Settings {
-                prompt: "A short image caption.",
+                prompt: Cow::Borrowed("A short image caption."),
                 max_tokens: if task == Task::Nocaps { 80 } else { 30 },
                 min_tokens: if task == Task::Nocaps { 10 } else { 8 },
                 ..caption

@@ -40,7 +40,7 @@ type Score<'a> = Box<dyn Fn(&[usize]) -> f64 + 'a>;
 type Answered<'d> = (&'d Record, &'d str);
 
 /// Scores answers, one for each record of the data set and in its order; `seed` draws the intervals. Records
-/// whose reference is hidden do not count.
+/// whose reference is hidden do not count; where nothing counts, there are no scores.
 pub fn score(dataset: &Dataset, answers: &[String], seed: u64) -> Report {
     let answered: Vec<Answered<'_>> = dataset
         .records
@@ -48,6 +48,13 @@ pub fn score(dataset: &Dataset, answers: &[String], seed: u64) -> Report {
         .zip(answers.iter().map(String::as_str))
         .filter(|(record, _)| !matches!(record.reference, Reference::Hidden))
         .collect();
+    if answered.is_empty() {
+        return Report {
+            task: dataset.task,
+            records: 0,
+            metrics: Vec::new(),
+        };
+    }
     let scores = match dataset.task {
         Task::Vqav2 | Task::Okvqa => vqa_scores(&answered),
         Task::Textvqa => textvqa_scores(&answered),

@@ -8,7 +8,7 @@ pub mod hub;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Folder of the golden files.
 pub fn golden(path: &str) -> PathBuf {
@@ -151,6 +151,44 @@ pub fn demo_bundle_with_template(dir: &Path, template: &str) -> PathBuf {
     std::fs::remove_file(&manifest).expect("a link");
     std::fs::write(&manifest, changed).expect("a manifest");
     bundle
+}
+
+/// Runs `command` again and again, kills it with -9 each time that `path` has grown by some of
+/// its `n` rows, and lets it finish after `kills` times.
+///
+/// # Panics
+/// It does not start, or writes nothing for minutes.
+pub fn run_killed(
+    mut command: impl FnMut() -> Command,
+    path: &Path,
+    n: usize,
+    kills: usize,
+) -> Output {
+    let n_rows = || std::fs::read(path).map_or(0, |bytes| count_lines(&bytes));
+    let mut random = Instant::now();
+    for kill in 0..kills {
+        // Anywhere in the next stretch of the whole, at any moment of a row.
+        let seed = u64::from(random.elapsed().subsec_nanos());
+        random = Instant::now();
+        let until = n_rows().max(kill * n / (kills + 1)) + 1 + seed as usize % (n / (kills + 2));
+        let mut command = command();
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the program starts");
+        let started = Instant::now();
+        while n_rows() < until && child.try_wait().expect("a state").is_none() {
+            assert!(started.elapsed() < Duration::from_secs(300), "no progress");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(Duration::from_micros(seed % 3000));
+        child.kill().expect("a process to kill");
+        child.wait().expect("its end");
+    }
+    command().output().expect("the program starts")
+}
+
+/// Line breaks.
+pub fn count_lines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|&&byte| byte == b'\n').count()
 }
 
 /// A running `qbridge serve`, stopped when dropped.

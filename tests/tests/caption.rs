@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use qbridge_tests::{golden, one_line_error, qbridge, qbridge_path, stdout};
+use qbridge_tests::{
+    count_lines, golden, one_line_error, qbridge, qbridge_path, run_killed, stdout,
+};
 use serde_json::Value;
 
 const PICTURES: [&str; 5] = ["ramp", "boxes", "circle", "face", "stripes"];
@@ -84,33 +86,6 @@ fn assert_complete(rows: &[Value], n: usize) {
         assert_eq!(row["caption"].is_string(), !is_broken, "{row}");
         assert_eq!(row["error"].is_string(), is_broken, "{row}");
     }
-}
-
-/// Runs `command` again and again, kills it each time that `path` has grown by some rows, and
-/// lets it finish after `kills` times.
-fn run_killed(mut command: impl FnMut() -> Command, path: &Path, n: usize, kills: usize) -> Output {
-    let n_rows = || std::fs::read(path).map_or(0, |bytes| bytecount(&bytes));
-    let mut random = Instant::now();
-    for kill in 0..kills {
-        // Anywhere in the next stretch of the whole, at any moment of a row.
-        let seed = u64::from(random.elapsed().subsec_nanos());
-        random = Instant::now();
-        let until = n_rows().max(kill * n / (kills + 1)) + 1 + seed as usize % (n / (kills + 2));
-        let mut child: Child = command().stderr(Stdio::null()).spawn().unwrap();
-        let started = Instant::now();
-        while n_rows() < until && child.try_wait().unwrap().is_none() {
-            assert!(started.elapsed() < Duration::from_secs(300), "no progress");
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        std::thread::sleep(Duration::from_micros(seed % 3000));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    command().output().unwrap()
-}
-
-fn bytecount(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|&&byte| byte == b'\n').count()
 }
 
 #[test]
@@ -585,7 +560,7 @@ fn an_interrupted_run_finishes_what_is_in_flight_and_says_how_to_go_on() {
     let mut command = caption(dir.path(), ["pictures", "--out", "a.jsonl"]);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let started = Instant::now();
-    while std::fs::read(&path).map_or(0, |bytes| bytecount(&bytes)) < 10 {
+    while std::fs::read(&path).map_or(0, |bytes| count_lines(&bytes)) < 10 {
         assert!(started.elapsed() < Duration::from_secs(60), "no progress");
         assert!(child.try_wait().unwrap().is_none(), "it ended");
         std::thread::sleep(Duration::from_millis(1));

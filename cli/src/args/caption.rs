@@ -142,7 +142,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    fn parse(text: &str) -> Result<Shard, String> {
+    pub(super) fn parse(text: &str) -> Result<Shard, String> {
         let numbers = text
             .split_once('/')
             .and_then(|(i, n)| Some((i.parse::<u64>().ok()?, n.parse::<u64>().ok()?)));

@@ -5,6 +5,7 @@ mod caption;
 mod chat;
 mod convert;
 mod encode;
+mod eval;
 mod generation;
 mod inspect;
 mod pull;
@@ -17,6 +18,7 @@ pub use caption::{CaptionArgs, OutputFormat, Shard, SidecarFormat};
 pub use chat::ChatArgs;
 pub use convert::{BundleArgs, ConversionArgs, ConvertArgs, NamingArgs};
 pub use encode::EncodeArgs;
+pub use eval::EvalArgs;
 pub use generation::{CacheType, EngineArgs, GenerationArgs, VisionProducts};
 pub use inspect::InspectArgs;
 pub use pull::{HubArgs, PullArgs};
@@ -45,6 +47,8 @@ pub enum Command {
     Caption(CaptionArgs),
     /// Talk about pictures, in a terminal
     Chat(ChatArgs),
+    /// Measure a bundle on a benchmark, in its published files
+    Eval(Box<EvalArgs>),
     /// Write a picture's tensors, without a language model
     Encode(EncodeArgs),
     /// Make a bundle from a published checkpoint

@@ -6,6 +6,7 @@ pub mod caption;
 pub mod chat;
 pub mod convert;
 pub mod encode;
+pub mod eval;
 pub mod inspect;
 pub mod pull;
 pub mod serve;
@@ -19,7 +20,7 @@ use crate::args::{CacheType, EngineArgs, GenerationArgs};
 use crate::progress;
 
 /// Exit code after SIGINT, as shells have it.
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 /// Opens a bundle with a spinner beside it.
 fn load_model(bundle: &std::path::Path, options: &ModelOptions) -> Result<Model> {

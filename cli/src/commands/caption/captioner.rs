@@ -4,29 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use bridge::ErrorKind;
 use bridge::bundle::Manifest;
 use bridge::engine::Sampling;
-use bridge::event::{Event, FinishReason, Usage};
 use bridge::model::{Model, ModelOptions, Prompt, Request};
 use prompts::{Message, Part, Role};
 use qformer::image::ImageLimits;
 use server::fetch::{FetchOptions, Fetcher};
-use tokio::sync::mpsc::Receiver;
 
 use super::super::{load_model, model_options, sampling};
 use super::inputs::{Item, Picture};
 use super::outputs::Sidecars;
 use super::rows::Row;
 use crate::args::CaptionArgs;
-use crate::input::read_image;
-
-/// Pictures in flight beside those that the language model works on: two batches of the ViT, so that one is read and
-/// decoded while the other is computed.
-const LOOK_AHEAD: usize = 16;
-
-/// Room for the text around a prompt, in tokens: a chat template's own words, and special tokens.
-const TEMPLATE_TOKENS: usize = 256;
+use crate::batch::{self, Answers, Choice, Failure, LOOK_AHEAD, collect, read_image};
 
 /// Captions pictures.
 pub struct Captioner {
@@ -42,26 +32,8 @@ pub struct Captioner {
     in_flight: usize,
 }
 
-/// Why there is no caption.
-enum Failure {
-    /// The picture is at fault: the others go on.
-    Picture(String),
-    /// All pictures would fail.
-    Run(anyhow::Error),
-}
-
-/// One of the captions of a picture.
-#[derive(Debug, Default)]
-struct Caption {
-    text: String,
-    score: Option<f32>,
-}
-
 /// A row, and the file of its picture where it has one of its own.
 pub type Captioned = (Row, Option<PathBuf>);
-
-/// All captions of a picture, why the last of them ended, and what they took.
-type Answer = (Vec<Caption>, FinishReason, Usage);
 
 impl Captioner {
     /// Opens the bundle.
@@ -135,12 +107,12 @@ impl Captioner {
             _ => None,
         };
         let row = match self.answer(picture).await {
-            Ok((captions, finish_reason, usage)) => Row {
+            Ok(answers) => Row {
                 image: name,
                 key,
-                finish_reason: Some(finish_reason),
-                usage: Some(usage),
-                ..self.row(captions)
+                finish_reason: Some(answers.finish_reason),
+                usage: Some(answers.usage),
+                ..self.row(answers.choices)
             },
             Err(Failure::Picture(error)) => Row::failed(name, key, error),
             Err(Failure::Run(error)) => return Err(error),
@@ -148,7 +120,7 @@ impl Captioner {
         Ok((row, path))
     }
 
-    async fn answer(&self, picture: Picture) -> Result<Answer, Failure> {
+    async fn answer(&self, picture: Picture) -> Result<Answers, Failure> {
         let is_file = matches!(picture, Picture::File(_));
         let file = self.load(picture).await?;
         if self.sidecars.is_some() && !is_file {
@@ -163,7 +135,7 @@ impl Captioner {
             top_logprobs: (self.has_scores && self.sampling.num_beams == 1).then_some(0),
             ..Request::new(self.prompt.clone(), self.sampling)
         })?;
-        self.collect(events).await
+        collect(events, self.sampling.n, &self.prefix).await
     }
 
     async fn load(&self, picture: Picture) -> Result<Arc<[u8]>, Failure> {
@@ -172,9 +144,9 @@ impl Captioner {
             Picture::Bytes(bytes) => Ok(bytes),
             Picture::Unreadable(reason) => Err(Failure::Picture(reason)),
             Picture::File(path) => {
-                let read = tokio::task::spawn_blocking(move || load_file(&path, sidecars)).await;
-                let read = read.map_err(|error| Failure::Run(error.into()))?;
-                read.map_err(|error| Failure::Picture(format!("{error:#}")))
+                let check =
+                    move |path: &Path| sidecars.map_or(Ok(()), |sidecars| sidecars.check(path));
+                read_image(path, check).await
             }
             Picture::Url(url) => {
                 let limit = ImageLimits::default().max_bytes;
@@ -191,58 +163,21 @@ impl Captioner {
         }
     }
 
-    /// Reads events to the end of the last caption.
-    async fn collect(&self, mut events: Receiver<Event>) -> Result<Answer, Failure> {
-        let mut captions: Vec<Caption> = Vec::new();
-        captions.resize_with(self.sampling.n, || Caption {
-            text: self.prefix.clone(),
-            score: None,
-        });
-        let mut left = captions.len();
-        let mut tokens = 0;
-        while let Some(event) = events.recv().await {
-            match event {
-                Event::Token { choice, text, .. } => {
-                    if let Some(caption) = captions.get_mut(choice) {
-                        caption.text.push_str(&text);
-                    }
-                }
-                Event::Done(summary) => {
-                    if let Some(caption) = captions.get_mut(summary.choice) {
-                        caption.text.push_str(&summary.text);
-                        caption.score = summary.mean_logprob;
-                    }
-                    tokens += summary.usage.completion_tokens;
-                    left -= 1;
-                    if left == 0 {
-                        let usage = Usage {
-                            completion_tokens: tokens,
-                            ..summary.usage
-                        };
-                        return Ok((captions, summary.finish_reason, usage));
-                    }
-                }
-                Event::Error(error) => return Err(error.into()),
-            }
-        }
-        Err(bridge::Error::Stopped.into())
-    }
-
     /// What a row says of captions.
-    fn row(&self, mut captions: Vec<Caption>) -> Row {
+    fn row(&self, mut captions: Vec<Choice>) -> Row {
         if self.sampling.num_beams == 1 {
-            let score = |caption: &Caption| caption.score.unwrap_or(f32::NEG_INFINITY);
+            let score = |caption: &Choice| caption.mean_logprob.unwrap_or(f32::NEG_INFINITY);
             captions.sort_by(|a, b| score(b).total_cmp(&score(a)));
         }
-        let best = captions.first().and_then(|best| best.score);
+        let best = captions.first().and_then(|best| best.mean_logprob);
         if let Some(least) = self.min_score {
-            captions.retain(|caption| caption.score.is_some_and(|score| score >= least));
+            captions.retain(|caption| caption.mean_logprob.is_some_and(|score| score >= least));
         }
         let texts: Vec<String> = (captions.iter())
             .map(|caption| caption.text.trim().to_owned())
             .collect();
         let scores = || {
-            let scores = captions.iter().filter_map(|caption| caption.score);
+            let scores = captions.iter().filter_map(|caption| caption.mean_logprob);
             scores.map(rounded).collect()
         };
         let has_several = self.sampling.n > 1;
@@ -256,24 +191,6 @@ impl Captioner {
     }
 }
 
-impl From<bridge::Error> for Failure {
-    fn from(error: bridge::Error) -> Failure {
-        match error.kind() {
-            ErrorKind::InvalidImage | ErrorKind::ImageTooLarge => {
-                Failure::Picture(error.to_string())
-            }
-            _ => Failure::Run(error.into()),
-        }
-    }
-}
-
-fn load_file(path: &Path, sidecars: Option<Sidecars>) -> Result<Arc<[u8]>> {
-    if let Some(sidecars) = sidecars {
-        sidecars.check(path)?;
-    }
-    read_image(path)
-}
-
 /// Rows of context that are enough for every picture: captioning asks all of them the same.
 fn context(args: &CaptionArgs, manifest: &Manifest, sequences: usize) -> usize {
     let max_tokens = args.generation.max_tokens.map(|n| n as usize);
@@ -281,10 +198,7 @@ fn context(args: &CaptionArgs, manifest: &Manifest, sequences: usize) -> usize {
     let prompt = args.prompt.as_deref();
     let prompt = prompt.unwrap_or(manifest.prompt.caption_prompt());
     let prefix = args.prefix.as_deref().unwrap_or_default();
-    // A token is a byte at least.
-    let words = prompt.len() + prefix.len();
-    let rows = TEMPLATE_TOKENS + manifest.num_query_tokens + words + sequences * max_tokens;
-    rows.next_multiple_of(256)
+    batch::context(manifest, prompt.len() + prefix.len(), sequences, max_tokens)
 }
 
 /// Scores are worth four digits behind the point.

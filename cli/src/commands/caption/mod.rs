@@ -4,13 +4,13 @@
 //! - `captioner`: reads them, asks the model, and makes rows of its answers, many at once
 //! - `outputs`: writes the rows, and knows those of an earlier run
 //! - `rows`: what a row is
-//! - `progress`: how far it is, and what it did
+//! - `summary`: what it did
 
 mod captioner;
 mod inputs;
 mod outputs;
-mod progress;
 mod rows;
+mod summary;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -24,15 +24,18 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{INTERRUPTED, print_json};
 use crate::args::{CaptionArgs, Shard};
-use crate::signals;
+use crate::batch::{Progress, how_to_go_on, set_total, watch_signals};
 use captioner::{Captioned, Captioner};
 use inputs::{Inputs, Item, Visitor};
 use outputs::{Earlier, Output, Sidecars};
-use progress::{Progress, set_total};
 use rows::Done;
+use summary::Summary;
 
 /// Pictures that were found and wait to be read; those of archives are in memory.
 const FOUND: usize = 4;
+
+/// What is counted.
+const PICTURES: &str = "pictures";
 
 /// Runs the command.
 pub fn run(args: &CaptionArgs) -> Result<ExitCode> {
@@ -63,7 +66,7 @@ async fn caption_all(
         }
     }
     let done = earlier.done;
-    let mut progress = Progress::new(done.count, done.errors, args.quiet);
+    let mut progress = Progress::new(PICTURES, done.count, done.errors, args.quiet);
     let (mut items, finder) = find(args, sidecars, done, &progress);
     let (stop, mut stopped) = oneshot::channel();
     tokio::spawn(watch_signals(stop));
@@ -74,6 +77,7 @@ async fn caption_all(
         false => rows.buffered(captioner.in_flight()).left_stream(),
         true => rows.buffer_unordered(captioner.in_flight()).right_stream(),
     };
+    let mut below_min_score = 0;
     while let Some(captioned) = rows.next().await {
         let (row, picture): Captioned = captioned?;
         match output.is_stdout() {
@@ -83,17 +87,20 @@ async fn caption_all(
         if let (Some(sidecars), Some(picture), Some(_)) = (sidecars, &picture, &row.caption) {
             sidecars.write(picture, row.captions())?;
         }
-        progress.count(&row);
+        let tokens = row.usage.map_or(0, |usage| usage.completion_tokens);
+        progress.count(row.error.is_some(), tokens);
+        below_min_score += u64::from(row.error.is_none() && row.caption.is_none());
     }
     drop(rows);
     let interrupted = stopped.is_terminated();
     progress.clear();
-    let summary = progress.summary(interrupted);
+    let summary = Summary::new(progress.tally(), below_min_score, interrupted);
     if !args.quiet {
         eprintln!("{summary}");
     }
     if interrupted {
-        eprintln!("{}", how_to_go_on(args));
+        let is_written = args.out.is_some() || args.sidecar.is_some();
+        eprintln!("{}", how_to_go_on(is_written, args.resume));
     } else {
         if finder.join().is_err() {
             bail!("finding the pictures failed: what is written is whole, but not all of it");
@@ -127,7 +134,7 @@ fn find(
         std::thread::spawn(move || {
             let mut counter = Counter { shard, count: 0 };
             if inputs.walk(&mut counter).is_continue() {
-                set_total(&bar, counter.count);
+                set_total(&bar, PICTURES, counter.count);
             }
         });
     }
@@ -179,38 +186,5 @@ impl Visitor for Counter {
 
     fn take(&mut self, _: Item) -> ControlFlow<()> {
         ControlFlow::Continue(())
-    }
-}
-
-/// Asks for the end at the first signal, and ends at the second.
-async fn watch_signals(stop: oneshot::Sender<()>) {
-    signals::stop().await;
-    eprintln!("stopping when what is in flight is done; once more stops at once");
-    let _ = stop.send(());
-    signals::stop().await;
-    std::process::exit(INTERRUPTED.into());
-}
-
-/// What to say to whoever stopped a run.
-fn how_to_go_on(args: &CaptionArgs) -> String {
-    if args.out.is_none() && args.sidecar.is_none() {
-        return "stopped; with --out FILE, a run can be gone on with".to_owned();
-    }
-    let mut words: Vec<String> = std::env::args_os()
-        .filter(|word| word != "--overwrite")
-        .map(|word| quoted(&word.to_string_lossy()))
-        .collect();
-    if !args.resume {
-        words.push("--resume".to_owned());
-    }
-    format!("stopped; to go on:\n  {}", words.join(" "))
-}
-
-/// A word as a shell reads it.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 
 use bridge::event::{FinishReason, Usage};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::args::Shard;
+use crate::batch::{NameHash, hash};
 
 /// What is written of one picture. Its fields, in this order, are the JSON lines; CSV and Parquet have those that are read back.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -57,16 +56,6 @@ impl Row {
     }
 }
 
-/// Enough of a name's SHA-256 to tell names apart.
-type NameHash = [u8; 16];
-
-fn hash(name: &str) -> NameHash {
-    let digest: [u8; 32] = Sha256::digest(name).into();
-    let mut hash = NameHash::default();
-    hash.copy_from_slice(&digest[..size_of::<NameHash>()]);
-    hash
-}
-
 /// The rows of an earlier run, by their names, some 40 bytes each. A picture that is named twice has two rows.
 #[derive(Debug, Default)]
 pub struct Done {
@@ -97,14 +86,6 @@ impl Done {
     }
 }
 
-impl Shard {
-    /// Whether a picture is in this part. It depends on its name alone, so that pictures that come or go move no others.
-    pub fn holds(&self, name: &str) -> bool {
-        let [a, b, c, d, e, f, g, h, ..] = hash(name);
-        u64::from_be_bytes([a, b, c, d, e, f, g, h]) % self.count == self.index
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,24 +103,5 @@ mod tests {
         assert_eq!((done.count, done.errors), (3, 1));
         let taken = ["a", "c", "a", "a", "b", "b"].map(|name| done.take(name));
         assert_eq!(taken, [true, false, true, false, true, false]);
-    }
-
-    #[test]
-    fn each_name_is_in_one_shard_and_shards_are_alike() {
-        let count = 4;
-        let mut sizes = [0; 4];
-        for i in 0..4000 {
-            let name = format!("photos/{i}.jpg");
-            let held: Vec<u64> = (0..count)
-                .filter(|&index| Shard { index, count }.holds(&name))
-                .collect();
-            assert_eq!(held.len(), 1, "{name}");
-            sizes[held[0] as usize] += 1;
-        }
-        // Six standard deviations of a quarter of 4,000.
-        assert!(
-            sizes.iter().all(|size| (836..1164).contains(size)),
-            "{sizes:?}"
-        );
     }
 }

@@ -1,42 +1,23 @@
 //! Where rows go. Each is written whole as soon as it is there, and what an earlier run wrote is gone on with.
 
 mod csv;
-mod lines;
 mod parquet;
 mod sidecar;
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, BufReader, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use super::rows::{Done, Row};
 use crate::args::{CaptionArgs, OutputFormat};
+use crate::batch::{Existing, RowFile, lines};
 
 pub use sidecar::Sidecars;
 
-/// What to do with output that is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing {
-    /// Leave it and stop.
-    Refuse,
-    /// Go on with it.
-    Resume,
-    /// Replace it.
-    Overwrite,
-}
-
-impl Existing {
-    /// As the command line says.
-    pub fn of(args: &CaptionArgs) -> Existing {
-        match (args.resume, args.overwrite) {
-            (true, _) => Existing::Resume,
-            (_, true) => Existing::Overwrite,
-            _ => Existing::Refuse,
-        }
-    }
-}
+/// How every JSON line begins.
+const BEGINNING: &str = "{\"image\":\"";
 
 /// Where rows go.
 pub struct Output {
@@ -53,17 +34,11 @@ enum Target {
         file: File,
         path: PathBuf,
     },
-    File(Rows),
-}
-
-/// A file of whole rows.
-struct Rows {
-    file: File,
-    path: PathBuf,
-    /// Bytes of whole rows.
-    length: u64,
-    /// The Parquet file that they become in the end.
-    becomes: Option<PathBuf>,
+    File {
+        rows: RowFile,
+        /// The Parquet file that they become in the end.
+        becomes: Option<PathBuf>,
+    },
 }
 
 /// What an earlier run left.
@@ -86,7 +61,7 @@ impl Output {
             let output = Output::new(Target::Stdout, format)?;
             return Ok((output, Earlier::default()));
         };
-        let existing = Existing::of(args);
+        let existing = Existing::of(args.resume, args.overwrite);
         if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
             return Self::open_stream(path, format, existing);
         }
@@ -95,28 +70,24 @@ impl Output {
             Some(path) => parquet::journal(path),
             None => path.clone(),
         };
-        if existing == Existing::Refuse {
-            for path in [path, &rows_path] {
-                if path.metadata().is_ok_and(|metadata| metadata.len() > 0) {
-                    bail!(
-                        "{} exists already: --resume goes on with it, --overwrite begins anew",
-                        path.display()
-                    );
-                }
-            }
-        }
+        existing.check(path)?;
+        existing.check(&rows_path)?;
         if existing == Existing::Resume && becomes.is_some() {
             parquet::reopen(path, &rows_path).with_context(|| named(path))?;
         }
-        let mut rows = Rows::open(rows_path, becomes)?;
+        let mut rows = RowFile::open(rows_path)?;
         let mut earlier = Earlier::default();
         if existing == Existing::Resume {
-            earlier = rows.recover(format)?;
+            let add = |row: Row| {
+                earlier.done.add(&row);
+                earlier.last = Some(row);
+            };
+            rows.recover(|file| recover(file, format, add))?;
         } else {
-            rows.truncate().with_context(|| named(&rows.path))?;
+            rows.clear()?;
         }
-        let is_new = rows.length == 0;
-        let mut output = Output::new(Target::File(rows), format)?;
+        let is_new = rows.is_empty();
+        let mut output = Output::new(Target::File { rows, becomes }, format)?;
         if !is_new {
             output.header = None;
         }
@@ -182,7 +153,7 @@ impl Output {
                 Ok(out.flush()?)
             }
             Target::Stream { file, path } => file.write_all(bytes).with_context(|| named(path)),
-            Target::File(rows) => rows.append(bytes),
+            Target::File { rows, .. } => rows.append(bytes),
         }
     }
 
@@ -191,80 +162,30 @@ impl Output {
     /// # Errors
     /// What was written does not reach the disk.
     pub fn finish(self) -> Result<()> {
-        let Target::File(rows) = self.target else {
+        let Target::File { rows, becomes } = self.target else {
             return Ok(());
         };
-        let path = rows.path;
-        rows.file.sync_all().with_context(|| named(&path))?;
-        if let Some(out) = rows.becomes {
-            parquet::write(&path, &out).with_context(|| named(&out))?;
-            std::fs::remove_file(&path).with_context(|| named(&path))?;
+        rows.sync()?;
+        if let Some(out) = becomes {
+            let path = rows.path();
+            parquet::write(path, &out).with_context(|| named(&out))?;
+            std::fs::remove_file(path).with_context(|| named(path))?;
         }
         Ok(())
     }
 }
 
-impl Rows {
-    /// The file at `path`, made where it is not there, and held against other runs.
-    fn open(path: PathBuf, becomes: Option<PathBuf>) -> Result<Rows> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| named(&path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail!("{}: another run is writing to it", path.display())
-            }
-            // Some file systems know no locks.
-            Err(TryLockError::Error(error)) => tracing::debug!(%error, "no lock"),
+/// Reads the rows of an earlier run, and tells how many bytes they are.
+fn recover(file: BufReader<&File>, format: OutputFormat, mut add: impl FnMut(Row)) -> Result<u64> {
+    match format {
+        OutputFormat::Csv => csv::recover(file, add),
+        OutputFormat::Jsonl | OutputFormat::Parquet => {
+            let add = |row| {
+                add(row);
+                Ok(())
+            };
+            lines::recover(file, "caption", &[BEGINNING], add)
         }
-        Ok(Rows {
-            file,
-            path,
-            length: 0,
-            becomes,
-        })
-    }
-
-    /// Reads the rows that are there, and cuts off what is not whole.
-    fn recover(&mut self, format: OutputFormat) -> Result<Earlier> {
-        let mut earlier = Earlier::default();
-        let reader = BufReader::new(&self.file);
-        let add = |row: Row| {
-            earlier.done.add(&row);
-            earlier.last = Some(row);
-        };
-        self.length = match format {
-            OutputFormat::Csv => csv::recover(reader, add),
-            OutputFormat::Jsonl | OutputFormat::Parquet => lines::recover(reader, add),
-        }
-        .with_context(|| named(&self.path))?;
-        self.truncate().with_context(|| named(&self.path))?;
-        Ok(earlier)
-    }
-
-    fn truncate(&mut self) -> io::Result<()> {
-        self.file.set_len(self.length)?;
-        self.file.seek(SeekFrom::Start(self.length)).map(|_| ())
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        if let Err(error) = self.file.write_all(bytes) {
-            // The beginning of a row, where the disk is full; `recover` would cut it off too.
-            let _ = self.truncate();
-            return Err(error).with_context(|| {
-                format!(
-                    "{}: all rows before this are whole; --resume goes on with them",
-                    self.path.display()
-                )
-            });
-        }
-        self.length += bytes.len() as u64;
-        Ok(())
     }
 }
 

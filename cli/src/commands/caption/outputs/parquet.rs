@@ -15,7 +15,8 @@ use parquet::record::{Field, ListAccessor};
 use parquet::schema::parser::parse_message_type;
 
 use super::super::rows::Row;
-use super::{beside, lines};
+use super::beside;
+use crate::batch::lines;
 
 /// Columns, in the order in which they are written.
 const SCHEMA: &str = "

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Existing, beside, named};
+use super::{beside, named};
 use crate::args::{CaptionArgs, SidecarFormat};
+use crate::batch::Existing;
 
 /// Writes files beside pictures.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +24,7 @@ impl Sidecars {
     pub fn of(args: &CaptionArgs) -> Option<Sidecars> {
         args.sidecar.map(|format| Sidecars {
             format,
-            existing: Existing::of(args),
+            existing: Existing::of(args.resume, args.overwrite),
             has_output: args.out.is_some(),
         })
     }

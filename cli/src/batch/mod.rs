@@ -1,0 +1,22 @@
+//! What commands share that work through many pictures, each of which becomes a row: nothing is lost, nothing
+//! stops for one of them.
+//!
+//! - `answers`: reads a model's answers, and tells failures of one picture from failures of all
+//! - `file`: a file of whole rows that a later run goes on with
+//! - `lines`: rows as JSON lines
+//! - `progress`: how far it is, and what it did
+//! - `shard`: one of several parts of the work
+//! - `stop`: being stopped, and how to go on
+
+mod answers;
+mod file;
+pub mod lines;
+mod progress;
+mod shard;
+mod stop;
+
+pub use answers::{Answers, Choice, Failure, LOOK_AHEAD, collect, context, read_image};
+pub use file::{Existing, RowFile};
+pub use progress::{Progress, Tally, set_total};
+pub use shard::{NameHash, hash};
+pub use stop::{how_to_go_on, watch_signals};
