@@ -154,7 +154,7 @@ const ACCURACY: [f64; 11] = [0.0, 0.3, 0.6, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1
 
 #[test]
 fn killed_runs_lose_nothing_and_score_what_they_say() {
-    let (n, n_pictures) = (150, 10);
+    let (n, n_pictures) = (100, 10);
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     coco(dir);

@@ -15,7 +15,7 @@ mod rows;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bridge::bundle::Bundle;
 use eval::{Answers, Dataset, Files};
 use futures_util::stream::{self, StreamExt};
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::INTERRUPTED;
 use crate::args::EvalArgs;
-use crate::batch::{Existing, Progress, how_to_go_on, set_total, watch_signals};
+use crate::batch::{Progress, how_to_go_on, set_total, watch_signals};
 use crate::progress::spinner;
 use asker::{Asker, Settings};
 use journal::Journal;
@@ -34,10 +34,7 @@ const QUESTIONS: &str = "questions";
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<ExitCode> {
-    let existing = Existing::of(args.resume, args.overwrite);
-    args.submission
-        .as_ref()
-        .map_or(Ok(()), |path| existing.check(path))?;
+    check_submission(args)?;
     let files = files(args)?;
     let dataset = read(args, &files)?;
     match (&args.bundle, &args.answers) {
@@ -46,7 +43,17 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
             Results::new(args, dataset, &answers, path)?.print(args)
         }
         (Some(bundle), None) => ask_bundle(args, &files, dataset, bundle),
-        (None, None) => anyhow::bail!("name a bundle, or --answers FILE"),
+        (None, None) => bail!("name a bundle, or --answers FILE"),
+    }
+}
+
+/// Refuses to replace a file unasked, before questions are answered in vain. A run that is gone on with may have written it.
+fn check_submission(args: &EvalArgs) -> Result<()> {
+    match &args.submission {
+        Some(path) if path.exists() && !args.overwrite && !args.resume => {
+            bail!("{} exists already: --overwrite replaces it", path.display())
+        }
+        _ => Ok(()),
     }
 }
 

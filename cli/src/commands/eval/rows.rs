@@ -10,7 +10,7 @@ pub const BEGINNINGS: [&str; 2] = [r#"{"settings":{"#, r#"{"id":"#];
 
 /// One line of the answers. The first says how they came about; those of several files may follow each other.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "neither settings nor an answer")]
 pub enum Line {
     /// How the questions were asked, as [`super::asker::Settings`] writes it.
     Settings {
