@@ -48,7 +48,7 @@ pub enum Command {
     /// Talk about pictures, in a terminal
     Chat(ChatArgs),
     /// Measure a bundle on a benchmark, in its published files
-    Eval(Box<EvalArgs>),
+    Eval(EvalArgs),
     /// Write a picture's tensors, without a language model
     Encode(EncodeArgs),
     /// Make a bundle from a published checkpoint

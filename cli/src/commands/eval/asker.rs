@@ -1,170 +1,18 @@
 //! One question at a time, many at once: its picture and its prompt to the model, and the answer to a row.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bridge::bundle::Bundle;
-use bridge::engine::Sampling;
 use bridge::event::{FinishReason, Usage};
-use bridge::model::{Model, ModelOptions, Prompt, Request};
-use eval::preset;
-use eval::{Dataset, Files, Record, Task};
-use prompts::{Message, Part, Role};
-use serde::Serialize;
-use sha2::{Digest, Sha256};
+use bridge::model::{Model, ModelOptions, Request};
+use eval::{Dataset, Record};
 
-use super::super::{load_model, model_options, sampling};
+use super::super::{load_model, model_options};
 use super::rows::Row;
+use super::settings::Settings;
 use crate::args::EvalArgs;
 use crate::batch::{self, Choice, Failure, LOOK_AHEAD, collect, read_image};
-
-/// Digits of the bundle's hash that are told.
-const HASH_DIGITS: usize = 16;
-
-/// All that answers depend on.
-#[derive(Debug, Clone, Serialize)]
-pub struct Settings {
-    task: Task,
-    /// Name of the file with the questions.
-    questions: String,
-    bundle: String,
-    /// Tells the bundle's files from others.
-    bundle_hash: String,
-    preset: Option<&'static str>,
-    /// None where the bundle's layout says all there is to say.
-    prompt: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    choices: Vec<String>,
-    max_tokens: usize,
-    min_tokens: usize,
-    num_beams: usize,
-    length_penalty: f32,
-    repetition_penalty: f32,
-    temperature: f32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<u64>,
-    cache_type: String,
-    vision: String,
-    /// Whether the prompt is all that stands before the answer, without the bundle's layout.
-    #[serde(skip)]
-    is_raw: bool,
-    #[serde(skip)]
-    preset_settings: Option<preset::Settings>,
-    #[serde(skip)]
-    sampling: Sampling,
-}
-
-impl Settings {
-    /// What the command line, a preset and the bundle say, in this order.
-    ///
-    /// # Errors
-    /// The prompt has no place for the question.
-    pub fn new(args: &EvalArgs, files: &Files, bundle: &Bundle) -> Result<Settings> {
-        let manifest = bundle.manifest();
-        let mut preset_settings = args
-            .preset
-            .map(|preset| preset.settings(args.task, bundle.llm().is_encoder_decoder()));
-        if let Some(prompt) = &args.prompt {
-            match (args.task.is_caption(), prompt.contains("{}")) {
-                (false, false) => {
-                    bail!("--prompt {prompt:?} has no place for the question: write {{}} there")
-                }
-                (true, true) => bail!(
-                    "--prompt {prompt:?}: {} asks no questions",
-                    args.task.name()
-                ),
-                _ => {}
-            }
-            if let Some(settings) = &mut preset_settings {
-                settings.prompt = Cow::Owned(prompt.clone());
-            }
-        }
-        let defaults = match &preset_settings {
-            Some(settings) => Sampling {
-                min_tokens: settings.min_tokens as usize,
-                num_beams: usize::from(settings.num_beams),
-                length_penalty: settings.length_penalty,
-                repetition_penalty: settings.repetition_penalty,
-                ..Sampling::default()
-            },
-            None => manifest.generation.sampling(),
-        };
-        let max_tokens = match (&args.generation.max_tokens, &preset_settings) {
-            (Some(n), _) => *n as usize,
-            (None, Some(settings)) => settings.max_tokens as usize,
-            (None, None) => manifest.generation.max_tokens,
-        };
-        let sampling = sampling(&args.generation, defaults);
-        let prompt = preset_settings.as_ref().map(|settings| &*settings.prompt);
-        let file_name = files.questions.file_name().unwrap_or_default();
-        Ok(Settings {
-            task: args.task,
-            questions: file_name.to_string_lossy().into_owned(),
-            bundle: manifest.name.clone(),
-            bundle_hash: hash(bundle),
-            preset: args.preset.map(preset::Preset::name),
-            prompt: prompt.map(str::to_owned).or(args.prompt.clone()),
-            choices: args
-                .choices
-                .iter()
-                .map(|choice| choice.trim().to_owned())
-                .collect(),
-            max_tokens,
-            min_tokens: sampling.min_tokens,
-            num_beams: sampling.num_beams,
-            length_penalty: sampling.length_penalty,
-            repetition_penalty: sampling.repetition_penalty,
-            temperature: sampling.temperature,
-            seed: args.generation.seed,
-            cache_type: named(&args.engine.cache_type),
-            vision: named(&args.engine.vision),
-            is_raw: preset_settings.is_some(),
-            preset_settings,
-            sampling,
-        })
-    }
-
-    /// The words of a question's prompt.
-    fn text(&self, question: &str) -> Option<String> {
-        match (&self.preset_settings, &self.prompt) {
-            (Some(settings), _) => Some(settings.prompt_for(question)),
-            (None, Some(prompt)) => Some(prompt.replace("{}", question)),
-            (None, None) => (!question.is_empty()).then(|| question.to_owned()),
-        }
-    }
-
-    fn prompt(&self, question: &str) -> Prompt {
-        let text = self.text(question);
-        if self.is_raw {
-            return Prompt::Raw(text.unwrap_or_default());
-        }
-        // A message of a picture alone is captioned as the layout says.
-        let mut parts = vec![Part::Image(0)];
-        parts.extend(text.map(Part::Text));
-        Prompt::Chat(vec![Message {
-            role: Role::User,
-            parts,
-        }])
-    }
-}
-
-/// A value's name on the command line.
-fn named(value: &impl clap::ValueEnum) -> String {
-    let name = value.to_possible_value();
-    name.map_or_else(String::new, |name| name.get_name().to_owned())
-}
-
-/// Of the hashes of the bundle's files.
-fn hash(bundle: &Bundle) -> String {
-    let mut hasher = Sha256::new();
-    for (part, entry) in bundle.manifest().files.parts() {
-        hasher.update(format!("{part} {}\n", entry.sha256));
-    }
-    let mut hash = format!("{:x}", hasher.finalize());
-    hash.truncate(HASH_DIGITS);
-    hash
-}
 
 /// Asks a bundle.
 pub struct Asker {

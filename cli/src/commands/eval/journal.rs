@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use eval::Answers;
 use serde_json::{Map, Value, json};
 
-use super::asker::Settings;
 use super::rows::{BEGINNINGS, Line, Row};
+use super::settings::Settings;
 use crate::args::EvalArgs;
 use crate::batch::{Existing, RowFile, lines};
 

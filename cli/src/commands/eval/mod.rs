@@ -1,5 +1,6 @@
 //! `qbridge eval`: a benchmark's questions to a bundle, and its scores.
 //!
+//! - `settings`: how questions are asked: command line, preset and bundle
 //! - `asker`: asks the model, many questions at once, and makes rows of its answers
 //! - `journal`: writes the rows, and knows those of an earlier run
 //! - `rows`: what a row is
@@ -11,6 +12,7 @@ mod asker;
 mod journal;
 mod results;
 mod rows;
+mod settings;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,9 +27,10 @@ use super::INTERRUPTED;
 use crate::args::EvalArgs;
 use crate::batch::{Progress, how_to_go_on, set_total, watch_signals};
 use crate::progress::spinner;
-use asker::{Asker, Settings};
+use asker::Asker;
 use journal::Journal;
 use results::{Results, Run};
+use settings::Settings;
 
 /// What is counted.
 const QUESTIONS: &str = "questions";

@@ -11,8 +11,8 @@ use indicatif::{HumanCount, HumanDuration};
 use serde::Serialize;
 
 use super::super::print_json;
-use super::asker::Settings;
 use super::journal::replace;
+use super::settings::Settings;
 use crate::args::EvalArgs;
 use crate::batch::Tally;
 use crate::progress::spinner;

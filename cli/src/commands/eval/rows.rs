@@ -12,7 +12,7 @@ pub const BEGINNINGS: [&str; 2] = [r#"{"settings":{"#, r#"{"id":"#];
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "neither settings nor an answer")]
 pub enum Line {
-    /// How the questions were asked, as [`super::asker::Settings`] writes it.
+    /// How the questions were asked, as [`super::settings::Settings`] writes it.
     Settings {
         /// Name and value of each setting.
         settings: Map<String, Value>,
