@@ -209,6 +209,28 @@ fn answers_come_in_several_forms() {
 }
 
 #[test]
+fn rows_with_an_error_are_known_and_have_no_answer() {
+    let files = Task::Gqa.find(&golden("gqa"), None).unwrap();
+    let mut dataset = Dataset::read(Task::Gqa, &files, Some(2)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("answers");
+    let [a, b] = [0, 1].map(|i| dataset.records[i].id.clone());
+    let rows = format!(
+        "{{\"id\":\"{a}\",\"answer\":null,\"error\":\"broken\"}}\n{{\"id\":\"{b}\",\"answer\":\"y\",\"error\":null}}\n"
+    );
+    std::fs::write(&path, &rows).unwrap();
+    let answers = Answers::read(&path).unwrap();
+    assert!(answers.has_failed(&a) && !answers.has_failed(&b) && answers.has(&b));
+    assert!(answers.aligned(&dataset, &path).is_err());
+    dataset.records.remove(0);
+    assert_eq!(answers.aligned(&dataset, &path).unwrap(), ["y"]);
+    // What failed and was answered too is answered twice.
+    std::fs::write(&path, rows.replace(&b.to_string(), &a.to_string())).unwrap();
+    let error = Answers::read(&path).unwrap_err().to_string();
+    assert!(error.contains("a second time"), "{error}");
+}
+
+#[test]
 fn submissions_are_read_back() {
     for task in Task::ALL {
         let dir = golden(task.name());
