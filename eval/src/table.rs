@@ -59,9 +59,9 @@ mod tests {
             ],
         };
         let expected = "\
-GQA, 12 answers          score  95 % interval
-accuracy                 51.47  45.50 to 57.25
-accuracy normalized     100.00";
+GQA, 12 answers         score  95 % interval
+accuracy                51.47  45.50 to 57.25
+accuracy normalized    100.00";
         assert_eq!(report.to_string(), expected);
     }
 }
