@@ -426,7 +426,7 @@ fn shards_are_the_whole() {
         ));
         let part = rows(&dir.join("a.jsonl"));
         assert!(
-            !part.is_empty() && part.len() < 40 && part.len() % 5 == 0,
+            !part.is_empty() && part.len() < 40 && part.len().is_multiple_of(5),
             "{}",
             part.len()
         );
