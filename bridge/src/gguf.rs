@@ -5,6 +5,7 @@
 //! checked against the bytes that are left before anything is allocated, and
 //! arrays are stepped over, never kept.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 use std::path::Path;
@@ -28,6 +29,23 @@ const T5: &str = "t5";
 /// `GGML_TYPE_F16`
 const F16: u32 = 1;
 
+/// Rows that a product reads at a time of a matrix that is laid out anew for it (`ggml-cpu/repack.cpp`).
+const REPACKED_ROWS: u64 = 8;
+
+/// Ends of the keys that hold sizes, behind the architecture's name.
+const SIZES: [&str; 10] = [
+    ".embedding_length",
+    ".context_length",
+    ".vocab_size",
+    ".block_count",
+    ".decoder_block_count",
+    ".feed_forward_length",
+    ".attention.head_count",
+    ".attention.head_count_kv",
+    ".attention.key_length",
+    ".attention.value_length",
+];
+
 /// What the header of a GGUF language model says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GgufInfo {
@@ -43,6 +61,19 @@ pub struct GgufInfo {
     pub n_vocab: usize,
     /// Longest context the model was trained for (`{architecture}.context_length`).
     pub n_ctx_train: usize,
+    /// Transformer blocks (`{architecture}.block_count`), of a decoder beside an encoder its own.
+    pub n_layers: usize,
+    /// Attention heads, and those of keys and values (`{architecture}.attention.head_count`, `_kv`).
+    pub n_heads: usize,
+    /// As many as `n_heads` where the file does not say, or says it for each layer.
+    pub n_heads_kv: usize,
+    /// Width of a head's keys and of its values (`{architecture}.attention.key_length`, `value_length`).
+    pub head_width: (usize, usize),
+    /// Width of the MLP's hidden layer (`{architecture}.feed_forward_length`); 0 where the file does not say.
+    pub n_ff: usize,
+    /// Bytes of the matrices whose rows the machine's product can read eight at a time, by the number of their
+    /// `ggml_type`.
+    pub matrix_bytes: BTreeMap<u32, u64>,
     /// `tokenizer.chat_template`, a Jinja template.
     pub chat_template: Option<String>,
     /// Tokenizer family (`tokenizer.ggml.model`), such as `llama` or `gpt2`.
@@ -199,9 +230,7 @@ impl<R: Read + Seek> Header<R> {
         };
         let mut alignment = 32;
         // Keys of an architecture carry its name, which need not come first.
-        let mut embedding_length = Vec::new();
-        let mut context_length = Vec::new();
-        let mut vocab_size = Vec::new();
+        let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
         let mut n_tokens = 0;
         for _ in 0..n_values {
             let key = self.text(MAX_NAME, "a key")?;
@@ -225,14 +254,8 @@ impl<R: Read + Seek> Header<R> {
                 ("tokenizer.ggml.eos_token_id", Value::Unsigned(n)) => {
                     info.eos = i32::try_from(n).ok();
                 }
-                (key, Value::Unsigned(n)) => {
-                    if let Some(name) = key.strip_suffix(".embedding_length") {
-                        embedding_length.push((name.to_owned(), n));
-                    } else if let Some(name) = key.strip_suffix(".context_length") {
-                        context_length.push((name.to_owned(), n));
-                    } else if let Some(name) = key.strip_suffix(".vocab_size") {
-                        vocab_size.push((name.to_owned(), n));
-                    }
+                (key, Value::Unsigned(n)) if SIZES.iter().any(|size| key.ends_with(size)) => {
+                    sizes.insert(key.to_owned(), n);
                 }
                 _ => {}
             }
@@ -240,25 +263,35 @@ impl<R: Read + Seek> Header<R> {
         if info.architecture.is_empty() {
             return format_error("it names no general.architecture, so it is not a model");
         }
-        let of_architecture = |found: &[(String, u64)]| {
-            found
-                .iter()
-                .find(|(name, _)| *name == info.architecture)
-                .map(|&(_, n)| n)
-        };
-        let Some(n_embd) = of_architecture(&embedding_length).filter(|&n| n > 0) else {
+        let architecture = info.architecture.clone();
+        let size = |name: &str| sizes.get(&format!("{architecture}{name}")).copied();
+        let Some(n_embd) = size(".embedding_length").filter(|&n| n > 0) else {
             return format_error(format!(
                 "it has no {}.embedding_length, so it is not a language model",
                 info.architecture
             ));
         };
         info.n_embd = to_usize(n_embd)?;
-        info.n_ctx_train = to_usize(of_architecture(&context_length).unwrap_or(0))?;
+        info.n_ctx_train = to_usize(size(".context_length").unwrap_or(0))?;
         info.n_vocab = to_usize(if n_tokens > 0 {
             n_tokens
         } else {
-            of_architecture(&vocab_size).unwrap_or(0)
+            size(".vocab_size").unwrap_or(0)
         })?;
+        let n_layers = size(".decoder_block_count").or(size(".block_count"));
+        info.n_layers = to_usize(n_layers.unwrap_or(0))?;
+        info.n_heads = to_usize(size(".attention.head_count").unwrap_or(0))?;
+        let n_heads_kv = size(".attention.head_count_kv").map(to_usize);
+        info.n_heads_kv = n_heads_kv.transpose()?.unwrap_or(info.n_heads);
+        let head_width = |name| match size(name) {
+            Some(width) => to_usize(width),
+            None => Ok(info.n_embd.checked_div(info.n_heads).unwrap_or(0)),
+        };
+        info.head_width = (
+            head_width(".attention.key_length")?,
+            head_width(".attention.value_length")?,
+        );
+        info.n_ff = to_usize(size(".feed_forward_length").unwrap_or(0))?;
 
         let end = self.tensors_end(n_tensors, &mut info)?;
         if !alignment.is_power_of_two() {
@@ -290,9 +323,11 @@ impl<R: Read + Seek> Header<R> {
                 return format_error(format!("tensor {name:?} has {n_dims} dimensions"));
             }
             let mut elements = 1u64;
+            let mut rows = 0;
             for _ in 0..n_dims {
+                rows = self.u64()?;
                 elements = elements
-                    .checked_mul(self.u64()?)
+                    .checked_mul(rows)
                     .ok_or_else(|| Problem::Format(format!("tensor {name:?} is too large")))?;
             }
             let kind = self.u32()?;
@@ -303,11 +338,15 @@ impl<R: Read + Seek> Header<R> {
                     "tensor {name:?} is of type {kind}, which this llama.cpp does not know"
                 ));
             };
-            let tensor_end = (elements / block)
+            let too_large = || Problem::Format(format!("tensor {name:?} is too large"));
+            let length = (elements / block)
                 .checked_mul(bytes)
-                .and_then(|length| length.checked_add(offset))
-                .ok_or_else(|| Problem::Format(format!("tensor {name:?} is too large")))?;
-            end = end.max(tensor_end);
+                .ok_or_else(too_large)?;
+            end = end.max(length.checked_add(offset).ok_or_else(too_large)?);
+            if n_dims == 2 && rows.is_multiple_of(REPACKED_ROWS) && name.contains("blk.") {
+                let total = info.matrix_bytes.entry(kind).or_default();
+                *total = total.saturating_add(length);
+            }
         }
         Ok(end)
     }

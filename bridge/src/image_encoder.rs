@@ -128,12 +128,18 @@ impl ImageEncoder {
     }
 
     /// The first half of [`ImageEncoder::pixels`]: a picture file to RGB.
-    pub(crate) fn decode(&self, file: &[u8]) -> Result<RgbImage> {
+    ///
+    /// # Errors
+    /// As [`ImageEncoder::pixels`].
+    pub fn decode(&self, file: &[u8]) -> Result<RgbImage> {
         Ok(decode(file, &self.limits)?)
     }
 
-    /// The second half: resizing and normalizing.
-    pub(crate) fn preprocess(&self, image: &RgbImage) -> Result<Tensor> {
+    /// The second half: resizing and normalizing to `[3, size, size]`, f32.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn preprocess(&self, image: &RgbImage) -> Result<Tensor> {
         let size = self.preprocessing.size;
         let pixels = self.preprocessing.pixels(image);
         Ok(Tensor::from_vec(pixels, (3, size, size), &self.device)?)
@@ -157,7 +163,7 @@ impl ImageEncoder {
         let vision = self.vision(pixels)?;
         let queries = self.queries(&vision, instructions)?;
         Ok(ImageEncoding {
-            soft_prompt: self.projection.forward(&queries)?,
+            soft_prompt: self.project(&queries)?,
             vision,
             queries,
         })
@@ -182,12 +188,16 @@ impl ImageEncoder {
     /// # Errors
     /// As [`ImageEncoder::forward`].
     pub fn soft_prompts(&self, vision: &Tensor, instructions: &[&str]) -> Result<Tensor> {
-        self.check_instructions(instructions)?;
-        self.projection
-            .forward(&self.queries(vision, instructions)?)
+        self.project(&self.queries(vision, instructions)?)
     }
 
-    fn queries(&self, vision: &Tensor, instructions: &[&str]) -> Result<Tensor> {
+    /// The first half of [`ImageEncoder::soft_prompts`]: query embeddings `[batch, queries, Q-Former width]`, f32, or
+    /// joined patches where there is no Q-Former.
+    ///
+    /// # Errors
+    /// As [`ImageEncoder::forward`].
+    pub fn queries(&self, vision: &Tensor, instructions: &[&str]) -> Result<Tensor> {
+        self.check_instructions(instructions)?;
         let queries = match (self.encoder.qformer(), &self.tokenizer) {
             (None, _) => joined_patches(vision)?,
             (Some(qformer), None) => qformer.forward(vision)?,
@@ -200,6 +210,14 @@ impl ImageEncoder {
             }
         };
         Ok(queries.to_dtype(DType::F32)?)
+    }
+
+    /// The second half: query embeddings to rows of the language model, `[batch, queries, n_embd]`, f32.
+    ///
+    /// # Errors
+    /// `queries` has another shape, or the device fails.
+    pub fn project(&self, queries: &Tensor) -> Result<Tensor> {
+        self.projection.forward(queries)
     }
 
     fn check_instructions(&self, instructions: &[&str]) -> Result<()> {

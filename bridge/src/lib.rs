@@ -15,6 +15,7 @@ pub mod image_encoder;
 pub mod language_model;
 pub mod llama;
 pub mod model;
+pub mod plan;
 pub mod projection;
 mod prompt;
 mod vision_worker;

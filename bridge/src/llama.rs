@@ -21,6 +21,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use llama_cpp_2::LlamaBackendDeviceType;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_sys_2 as sys;
@@ -74,6 +75,19 @@ pub enum FlashAttention {
     Off,
     /// Always; creating the context fails where it is not supported.
     On,
+}
+
+impl FlashAttention {
+    /// What becomes of it with a KV cache of this type, for an encoder-decoder or not.
+    pub fn settled(self, cache_type: CacheType, is_encoder_decoder: bool) -> FlashAttention {
+        match self {
+            // Fused, the keys and values of T5's cross attention would be cast to f16, and
+            // they are made for f32 (Flan-T5 overflows in f16).
+            _ if is_encoder_decoder => FlashAttention::Off,
+            FlashAttention::Auto if cache_type == CacheType::F32 => FlashAttention::Off,
+            other => other,
+        }
+    }
 }
 
 /// Sizes and types of a [`Context`], as in `llama_context_params`.
@@ -188,13 +202,8 @@ impl Context {
                 ),
             });
         }
-        params.flash_attn_type = match options.flash_attention {
-            // Fused, the keys and values of T5's cross attention would be cast to
-            // f16, and they are made for f32 (Flan-T5 overflows in f16).
-            _ if encodes => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-            FlashAttention::Auto if options.cache_type == CacheType::F32 => {
-                sys::LLAMA_FLASH_ATTN_TYPE_DISABLED
-            }
+        let flash_attention = options.flash_attention.settled(options.cache_type, encodes);
+        params.flash_attn_type = match flash_attention {
             FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
             FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
             FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -613,6 +622,73 @@ pub(crate) fn type_layout(ggml_type: u32) -> Option<(u64, u64)> {
     // Removed types have blocks of 0 bytes.
     let block = u64::try_from(block).ok().filter(|&n| n > 0)?;
     (bytes > 0).then_some((block, bytes as u64))
+}
+
+/// Name of a ggml tensor type, such as `q4_K`; empty for a type that this llama.cpp does not know.
+pub(crate) fn type_name(ggml_type: u32) -> &'static str {
+    if ggml_type >= sys::GGML_TYPE_COUNT {
+        return "";
+    }
+    // SAFETY: only indexes a table of GGML_TYPE_COUNT entries, whose names are static.
+    unsafe {
+        let name = sys::ggml_type_name(ggml_type);
+        match name.is_null() {
+            true => "",
+            false => CStr::from_ptr(name).to_str().unwrap_or(""),
+        }
+    }
+}
+
+/// A device that llama.cpp can compute on.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ComputeDevice {
+    /// Such as `CPU` or `CUDA0`.
+    pub name: String,
+    /// What it is called, such as `NVIDIA H200`.
+    pub description: String,
+    /// Whether it is a GPU of its own or within the processor.
+    pub is_gpu: bool,
+    /// Bytes of memory, all and free; of a CPU the machine's.
+    pub memory_total: u64,
+    /// See `memory_total`.
+    pub memory_free: u64,
+}
+
+/// The devices that this build of llama.cpp finds on this machine.
+pub fn devices() -> Vec<ComputeDevice> {
+    let _ = backend();
+    llama_cpp_2::list_llama_ggml_backend_devices()
+        .into_iter()
+        .map(|device| ComputeDevice {
+            name: device.name,
+            description: device.description,
+            is_gpu: matches!(
+                device.device_type,
+                LlamaBackendDeviceType::Gpu | LlamaBackendDeviceType::IntegratedGpu
+            ),
+            memory_total: device.memory_total as u64,
+            memory_free: device.memory_free as u64,
+        })
+        .collect()
+}
+
+/// What this build of llama.cpp was made for and finds, in its own words, such as
+/// `CPU : SSE3 = 1 | AVX2 = 1 | OPENMP = 1 |`.
+pub fn system_info() -> String {
+    let _ = backend();
+    static CALL: Mutex<()> = Mutex::new(());
+    let _guard = CALL.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: the backend is up. What comes back is a C string that stays in place until the
+    // next call, which the lock keeps away.
+    let info = unsafe { sys::llama_print_system_info() };
+    if info.is_null() {
+        return String::new();
+    }
+    // SAFETY: as above.
+    unsafe { CStr::from_ptr(info) }
+        .to_string_lossy()
+        .trim()
+        .to_owned()
 }
 
 /// Casts whole rows of `cols` elements to `kind`, into the bytes of a GGUF tensor.

@@ -78,6 +78,33 @@ impl Default for ModelOptions {
     }
 }
 
+impl ModelOptions {
+    /// What the engine is made with, for a language model that was trained for `n_ctx_train` rows.
+    pub(crate) fn engine_options(&self, manifest: &Manifest, n_ctx_train: usize) -> EngineOptions {
+        let num_beams = self.num_beams.unwrap_or(manifest.generation.num_beams);
+        let defaults = EngineOptions::default();
+        EngineOptions {
+            slots: self
+                .slots
+                .saturating_mul(num_beams.max(1))
+                .min(MAX_SEQUENCES),
+            // Beams share their prompt, so they need no whole sequence each.
+            cache_sequences: Some(self.slots),
+            n_ctx: self
+                .n_ctx
+                .unwrap_or_else(|| n_ctx_train.min(DEFAULT_MAX_CONTEXT)),
+            cache_type: self.cache_type,
+            threads: self.threads,
+            queue: self.queue,
+            prefix_sequences: match self.prefix_cache {
+                true => defaults.prefix_sequences,
+                false => 0,
+            },
+            ..defaults
+        }
+    }
+}
+
 /// What to say to the model.
 #[derive(Debug, Clone)]
 pub enum Prompt {
@@ -171,6 +198,7 @@ pub struct Model {
     call_syntax: prompts::Result<CallSyntax>,
     fingerprint: String,
     language_model: Arc<LanguageModel>,
+    encoder: Arc<ImageEncoder>,
     // Declared before the engine: it hands work over to it until it is joined.
     vision: VisionWorker,
     engine: Arc<Engine>,
@@ -188,34 +216,11 @@ impl Model {
         let bundle = Bundle::open(dir)?;
         let device = default_device()?;
         let encoder = ImageEncoder::from_bundle(&bundle, options.vision, &device)?;
+        let encoder = Arc::new(encoder);
         let language_model = Arc::new(LanguageModel::load(&bundle.llm_path())?);
-        let num_beams = options
-            .num_beams
-            .unwrap_or(bundle.manifest().generation.num_beams);
-        let n_ctx = options
-            .n_ctx
-            .unwrap_or_else(|| language_model.n_ctx_train().min(DEFAULT_MAX_CONTEXT));
-        let defaults = EngineOptions::default();
-        let engine = Arc::new(Engine::start(
-            language_model.clone(),
-            EngineOptions {
-                slots: options
-                    .slots
-                    .saturating_mul(num_beams.max(1))
-                    .min(MAX_SEQUENCES),
-                // Beams share their prompt, so they need no whole sequence each.
-                cache_sequences: Some(options.slots),
-                n_ctx,
-                cache_type: options.cache_type,
-                threads: options.threads,
-                queue: options.queue,
-                prefix_sequences: match options.prefix_cache {
-                    true => defaults.prefix_sequences,
-                    false => 0,
-                },
-                ..defaults
-            },
-        )?);
+        let engine_options =
+            options.engine_options(bundle.manifest(), language_model.n_ctx_train());
+        let engine = Arc::new(Engine::start(language_model.clone(), engine_options)?);
         let manifest = bundle.manifest().clone();
         let template = language_model.chat_template().map(|source| ChatTemplate {
             source: source.to_owned(),
@@ -227,7 +232,7 @@ impl Model {
             fingerprint: fingerprint(&manifest, engine.options()),
             template,
             vision: VisionWorker::start(
-                encoder,
+                encoder.clone(),
                 engine.clone(),
                 // Those that will not wait for a slot wait here all the same.
                 options.slots + options.queue,
@@ -235,6 +240,7 @@ impl Model {
             )?,
             queue_timeout: options.queue_timeout,
             n_ctx: engine.options().n_ctx,
+            encoder,
             engine,
             language_model,
             manifest,
@@ -254,6 +260,16 @@ impl Model {
     /// The language model, which knows the tokens.
     pub fn language_model(&self) -> &LanguageModel {
         &self.language_model
+    }
+
+    /// What encodes its pictures, to measure each stage with.
+    pub fn image_encoder(&self) -> &ImageEncoder {
+        &self.encoder
+    }
+
+    /// What runs its language model, likewise.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// How busy the engine is.

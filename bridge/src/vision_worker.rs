@@ -31,7 +31,7 @@ use cache::{Cache, Seen};
 use decoder::{Decoded, DecodedPicture, Decoder};
 
 /// Most pictures in one forward pass: beyond this a CPU gains nothing.
-const MAX_BATCH: usize = 8;
+pub(crate) const MAX_BATCH: usize = 8;
 
 /// Rows of one picture, `queries x n_embd` floats.
 type SoftPrompt = Arc<[f32]>;
@@ -114,12 +114,11 @@ impl VisionWorker {
     /// Starts the threads; at most `queue` jobs wait, and `cache_bytes` are kept of
     /// pictures seen before.
     pub fn start(
-        encoder: ImageEncoder,
+        encoder: Arc<ImageEncoder>,
         engine: Arc<Engine>,
         queue: usize,
         cache_bytes: usize,
     ) -> Result<Self> {
-        let encoder = Arc::new(encoder);
         let cache = Arc::new(Mutex::new(Cache::new(cache_bytes)));
         let counters = Arc::new(Counters::default());
         let (jobs, waiting) = sync_channel(queue);

@@ -1,98 +1,207 @@
-//! `qbridge serve --config FILE`: a TOML file whose keys are the names of the flags. What it says stands in for the flags'
-//! defaults, so the command line and the environment win over it.
+//! Files of settings: a TOML table a command, whose keys are the names of the command's flags. A key outside of a table
+//! is for every command that has such a flag.
+//!
+//! What a file says is put among the arguments, as if it were typed, unless the command line or the environment say it,
+//! or what excludes it. So flags have one meaning and one check, wherever they come from.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use clap::builder::OsStr;
-use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, Parser};
 use toml::{Table, Value};
 
 use crate::args::Cli;
+use crate::directories;
 
-const SERVE: &str = "serve";
-/// The one argument that has no flag.
-const BUNDLES: &str = "bundles";
+/// The user's own file, where no other is named.
+const USER_FILE: &str = "config.toml";
 
-/// The command line, with the file's defaults. Wrong usage ends the process, as [`clap::Parser::parse`] does.
+/// The command line, with what the file says. Wrong usage ends the process, as [`clap::Parser::parse`] does.
 ///
 /// # Errors
-/// The file cannot be read, or has a key or a kind of value that no flag has.
+/// The file cannot be read, or has a key or a value that no flag has.
 pub fn parse() -> Result<Cli> {
-    let mut command = Cli::command();
-    if let Some(path) = path(&command) {
-        command = with_file(command, &path)?;
-    }
-    Cli::from_arg_matches(&command.get_matches()).map_err(|error| error.exit())
+    let args = std::env::args_os().collect();
+    Ok(Cli::parse_from(with_file(&Cli::command(), args)?))
 }
 
-/// The file that the command line or the environment names, whatever else is wrong with them.
-fn path(command: &Command) -> Option<PathBuf> {
-    let matches = command.clone().ignore_errors(true).try_get_matches().ok()?;
-    matches
-        .subcommand_matches(SERVE)?
-        .get_one("config")
-        .cloned()
-}
-
-fn with_file(command: Command, path: &Path) -> Result<Command> {
-    let named = || format!("--config {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(named)?;
+/// The arguments, with those of the file that they or the environment name, or of the user's own.
+fn with_file(command: &Command, args: Vec<OsString>) -> Result<Vec<OsString>> {
+    // Whatever else is wrong with the arguments is told when they are parsed.
+    let lenient = command.clone().ignore_errors(true);
+    let Ok(matches) = lenient.try_get_matches_from(&args) else {
+        return Ok(args);
+    };
+    let Some(path) = path(&matches) else {
+        return Ok(args);
+    };
+    let named = || path.display().to_string();
+    let text = std::fs::read_to_string(&path).with_context(named)?;
     let table: Table = text.parse().with_context(named)?;
-    with_table(command, table).with_context(named)
+    with_table(command, &table, &matches, args).with_context(named)
 }
 
-fn with_table(command: Command, table: Table) -> Result<Command> {
-    let mut failure = None;
-    let command = command.mut_subcommand(SERVE, |mut serve| {
-        for (key, value) in table {
-            match defaults(&serve, &key, value) {
-                Ok((id, defaults)) => {
-                    serve = serve.mut_arg(id, |arg| arg.required(false).default_values(defaults));
-                }
-                Err(error) => failure = Some(error),
-            }
+fn path(matches: &ArgMatches) -> Option<PathBuf> {
+    let users_own = || {
+        directories::qbridge("XDG_CONFIG_HOME", ".config")
+            .map(|directory| directory.join(USER_FILE))
+            .filter(|file| file.exists())
+    };
+    matches.get_one("config").cloned().or_else(users_own)
+}
+
+fn with_table(
+    command: &Command,
+    table: &Table,
+    matches: &ArgMatches,
+    mut args: Vec<OsString>,
+) -> Result<Vec<OsString>> {
+    check_keys(command, table)?;
+    let Some((name, typed)) = matches.subcommand() else {
+        return Ok(args);
+    };
+    let Some(command) = command.find_subcommand(name) else {
+        return Ok(args);
+    };
+    let own = match table.get(name) {
+        Some(Value::Table(own)) => own.clone(),
+        _ => Table::new(),
+    };
+    let of_all = table
+        .iter()
+        .filter(|(key, value)| !value.is_table() && !own.contains_key(*key));
+    let (mut flags, mut positionals) = (Vec::new(), Vec::new());
+    for (key, value) in own.iter().chain(of_all) {
+        let Some(arg) = argument(command, key) else {
+            continue;
+        };
+        let values = values(arg, key, value)?;
+        if is_said(typed, command, arg) {
+            continue;
         }
-        serve
-    });
-    failure.map_or(Ok(command), Err)
+        match arg.is_positional() {
+            true => positionals.extend(values),
+            false => flags.extend(values),
+        }
+    }
+    check_values(command, flags.iter().chain(&positionals))?;
+    let place = behind_command(&args);
+    args.splice(place..place, flags);
+    args.extend(positionals);
+    Ok(args)
 }
 
-/// The argument that a key names, and its values as they would be typed.
-fn defaults(serve: &Command, key: &str, value: Value) -> Result<(String, Vec<OsStr>)> {
-    let is = |arg: &&Arg| match arg.get_long() {
-        Some(long) => long == key && !["config", "help"].contains(&long),
-        None => key == BUNDLES && arg.get_id() == BUNDLES,
+/// Refuses what no command has, whichever is to be run.
+fn check_keys(command: &Command, table: &Table) -> Result<()> {
+    for (key, value) in table {
+        match value {
+            Value::Table(own) => {
+                let Some(command) = command.find_subcommand(key) else {
+                    bail!("there is no command {key:?}: a table has the name of one");
+                };
+                if let Some(key) = own.keys().find(|key| argument(command, key).is_none()) {
+                    bail!(
+                        "there is no option {key:?}: the keys of [{name}] are the names of `qbridge {name}`'s flags",
+                        name = command.get_name()
+                    );
+                }
+            }
+            _ if command
+                .get_subcommands()
+                .any(|command| argument(command, key).is_some()) => {}
+            _ => bail!("there is no option {key:?}: the keys are the names of flags"),
+        }
+    }
+    Ok(())
+}
+
+/// The argument that a key names: that of a flag, or the only one without.
+fn argument<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
+    let is_only = command.get_positionals().count() == 1;
+    command.get_arguments().find(|arg| match arg.get_long() {
+        Some(long) => long == key,
+        None => is_only && arg.is_positional() && arg.get_id() == key,
+    })
+}
+
+/// Whether the command line or the environment say what an argument says, or something that excludes it.
+fn is_said(typed: &ArgMatches, command: &Command, arg: &Arg) -> bool {
+    let excludes = |one: &Arg, other: &Arg| {
+        let mut excluded = command.get_arg_conflicts_with(one).into_iter();
+        excluded.any(|arg| arg.get_id() == other.get_id())
     };
-    let Some(arg) = serve.get_arguments().find(is) else {
-        bail!(
-            "there is no option {key:?}: the keys are the names of `qbridge serve`'s flags, and {BUNDLES}"
-        );
-    };
+    command
+        .get_arguments()
+        .filter(|other| {
+            matches!(
+                typed.value_source(other.get_id().as_str()),
+                Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+            )
+        })
+        .any(|other| other.get_id() == arg.get_id() || excludes(other, arg) || excludes(arg, other))
+}
+
+/// What would be typed for a key.
+fn values(arg: &Arg, key: &str, value: &Value) -> Result<Vec<OsString>> {
     let is_flag = matches!(arg.get_action(), ArgAction::SetTrue);
-    let takes_several = matches!(arg.get_action(), ArgAction::Append)
-        || arg
-            .get_num_args()
-            .is_some_and(|range| range.max_values() > 1);
-    let values = match value {
-        Value::Boolean(value) if is_flag => vec![value.to_string().into()],
-        Value::Array(values) if takes_several => values
-            .into_iter()
-            .map(|value| typed(key, value))
-            .collect::<Result<_>>()?,
-        _ if is_flag => bail!("{key} must be true or false"),
-        value => vec![typed(key, value)?],
+    let takes_several = matches!(arg.get_action(), ArgAction::Append);
+    let typed = |value: &Value| {
+        let text = text(key, value)?;
+        Ok(match arg.is_positional() {
+            true => text.into(),
+            false => format!("--{key}={text}").into(),
+        })
     };
-    Ok((arg.get_id().to_string(), values))
+    match value {
+        Value::Boolean(false) if is_flag => Ok(Vec::new()),
+        Value::Boolean(true) if is_flag => Ok(vec![format!("--{key}").into()]),
+        _ if is_flag => bail!("{key} must be true or false"),
+        Value::Array(values) if takes_several => values.iter().map(typed).collect(),
+        value => Ok(vec![typed(value)?]),
+    }
 }
 
-fn typed(key: &str, value: Value) -> Result<OsStr> {
+fn text(key: &str, value: &Value) -> Result<String> {
     Ok(match value {
-        Value::String(text) => text.into(),
-        Value::Integer(number) => number.to_string().into(),
-        Value::Float(number) => number.to_string().into(),
+        Value::String(text) => text.clone(),
+        Value::Integer(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
         _ => bail!("{key} cannot be a {}", value.type_str()),
     })
+}
+
+/// Refuses values here that would be refused among the arguments, where nothing says that they come from the file.
+fn check_values<'a>(command: &Command, args: impl Iterator<Item = &'a OsString>) -> Result<()> {
+    let alone = command
+        .clone()
+        .no_binary_name(true)
+        .mut_args(|arg| arg.required(false).env(None::<&str>));
+    match alone.try_get_matches_from(args) {
+        // The rest may be typed.
+        Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {
+            let error = error.to_string();
+            let lines = error.lines().take_while(|line| !line.is_empty());
+            let lines: Vec<&str> = lines.map(str::trim).collect();
+            bail!("{}", lines.join(" ").trim_start_matches("error: "))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where the command's own arguments begin. Before it only `--config` may stand.
+fn behind_command(args: &[OsString]) -> usize {
+    let mut place = 1;
+    while let Some(arg) = args.get(place) {
+        place += match arg.to_str() {
+            Some("--config") => 2,
+            Some(flag) if flag.starts_with('-') => 1,
+            _ => return place + 1,
+        };
+    }
+    args.len()
 }
 
 #[cfg(test)]
@@ -100,13 +209,30 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
 
     use super::*;
-    use crate::args::{Command as Parsed, ServeArgs};
+    use crate::args::{CaptionArgs, Command as Parsed, ServeArgs};
+
+    fn parse(config: &str, args: &[&str]) -> Result<Parsed> {
+        let args: Vec<OsString> = std::iter::once(&"qbridge")
+            .chain(args)
+            .map(OsString::from)
+            .collect();
+        let command = Cli::command();
+        let matches = command.clone().ignore_errors(true);
+        let matches = matches.try_get_matches_from(&args)?;
+        let args = with_table(&command, &config.parse()?, &matches, args)?;
+        Ok(Cli::try_parse_from(args)?.command)
+    }
 
     fn serve(config: &str, args: &[&str]) -> Result<ServeArgs> {
-        let command = with_table(Cli::command(), config.parse()?)?;
-        let args = ["qbridge", "serve"].iter().chain(args);
-        match Cli::from_arg_matches(&command.try_get_matches_from(args)?)?.command {
+        match parse(config, &[&["serve"], args].concat())? {
             Parsed::Serve(args) => Ok(args),
+            _ => panic!("another command"),
+        }
+    }
+
+    fn caption(config: &str, args: &[&str]) -> Result<CaptionArgs> {
+        match parse(config, &[&["caption"], args].concat())? {
+            Parsed::Caption(args) => Ok(args),
             _ => panic!("another command"),
         }
     }
@@ -121,14 +247,51 @@ mod tests {
             cors-origin = ["https://a.example", "https://b.example"]
             cache-type = "q8_0"
             media-path = "pictures"
+            allow-remote-images = ["a.example", "b.example"]
         "#;
         let args = serve(config, &["--port", "9001"]).unwrap();
         assert_eq!(args.bundles, ["small", "large=/srv/large"]);
         assert_eq!((args.port, args.slots, args.no_auth), (9001, 8, true));
         assert_eq!(args.cors_origins.len(), 2);
         assert_eq!(args.media_path, Some("pictures".into()));
+        assert_eq!(args.allow_remote_images.unwrap().len(), 2);
         let args = serve(config, &["other"]).unwrap();
         assert_eq!(args.bundles, ["other"]);
+    }
+
+    #[test]
+    fn a_table_is_for_its_command_and_wins_over_what_is_for_all() {
+        let config = r#"
+            slots = 3
+            threads = 2
+            [caption]
+            slots = 5
+            min-score = -1.5
+            scores = false
+            [serve]
+            port = 9000
+            bundles = "demo"
+        "#;
+        let args = caption(config, &["demo", "photos/", "--", "-x.png"]).unwrap();
+        assert_eq!((args.slots, args.min_score), (5, Some(-1.5)));
+        assert_eq!((args.engine.threads, args.scores), (Some(2), false));
+        assert_eq!(args.inputs, ["photos/", "-x.png"]);
+        let args = serve(config, &[]).unwrap();
+        assert_eq!((args.slots, args.port), (3, 9000));
+        assert_eq!(args.bundles, ["demo"]);
+        let before = ["--config", "serve", "inspect", "demo"];
+        assert!(matches!(parse(config, &before), Ok(Parsed::Inspect(_))));
+    }
+
+    #[test]
+    fn what_is_typed_drops_what_it_excludes() {
+        let args = caption("resume = true", &["demo", "a.png", "--overwrite"]).unwrap();
+        assert!(args.overwrite && !args.resume);
+        let error = caption("resume = true\noverwrite = true", &["demo", "a.png"]).unwrap_err();
+        assert!(format!("{error:#}").contains("cannot be used with"));
+        // A certificate alone would be a server without TLS.
+        assert!(serve("tls-cert = 'chain.pem'", &["demo"]).is_err());
+        assert!(serve("tls-cert = 'chain.pem'", &["demo", "--tls-key", "key.pem"]).is_ok());
     }
 
     #[test]
@@ -136,12 +299,25 @@ mod tests {
         for (config, told) in [
             ("prot = 1", "there is no option \"prot\""),
             ("config = 'a'", "there is no option \"config\""),
+            ("help = true", "there is no option \"help\""),
             ("api-keys = ['secret']", "there is no option \"api-keys\""),
+            ("[serv]\nport = 1", "there is no command \"serv\""),
+            (
+                "[ask]\nport = 1",
+                "there is no option \"port\": the keys of [ask]",
+            ),
+            (
+                "[ask]\nquestion = 'why?'",
+                "there is no option \"question\"",
+            ),
             ("no-auth = 1", "no-auth must be true or false"),
             ("port = true", "port cannot be a boolean"),
             ("port = [1]", "port cannot be a array"),
             ("port = 99999", "99999 is not in 0..=65535"),
-            ("log-format = 'xml'", "invalid value 'xml'"),
+            (
+                "log-format = 'xml'",
+                "invalid value 'xml' for '--log-format <LOG_FORMAT>' [possible",
+            ),
         ] {
             let error = serve(config, &["demo"]).unwrap_err();
             assert!(format!("{error:#}").contains(told), "{config}: {error:#}");

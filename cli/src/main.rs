@@ -5,7 +5,9 @@ mod args;
 mod batch;
 mod commands;
 mod config;
+mod directories;
 mod input;
+mod machine;
 mod openmp;
 mod progress;
 mod signals;
@@ -49,6 +51,10 @@ fn main() -> ExitCode {
         Command::Bundle(args) => commands::convert::run_bundle(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Serve(args) => commands::serve::run(args),
+        Command::Doctor(args) => commands::doctor::run(args),
+        Command::Bench(args) => commands::bench::run(args),
+        Command::Completion(args) => commands::shell::completion(args),
+        Command::Man(args) => commands::shell::man(args),
     };
     match result {
         Ok(code) => code,

@@ -365,6 +365,25 @@ impl Checkpoint {
             .map(|(name, entry)| self.raw_entry(name, entry))
     }
 
+    /// Bytes that the weights take once they are loaded to compute in f32 on a CPU, the matrices of linear layers as
+    /// `products` says. A little less than it is: rows are padded.
+    pub fn loaded_bytes(&self, products: Products) -> u64 {
+        self.iter()
+            .map(|tensor| {
+                let elements = tensor.shape.iter().product::<usize>() as u64;
+                let is_int8 = match products {
+                    Products::F32 => false,
+                    Products::AsStored => tensor.dtype == Dtype::I8,
+                    Products::Int8 => write::is_linear(tensor.name, tensor.shape),
+                };
+                match is_int8 {
+                    true => elements,
+                    false => elements * size_of::<f32>() as u64,
+                }
+            })
+            .sum()
+    }
+
     /// One tensor as it lies in its file.
     ///
     /// # Errors

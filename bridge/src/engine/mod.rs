@@ -116,10 +116,58 @@ pub struct EngineOptions {
 
 impl EngineOptions {
     /// KV cells of a decoder-only model's one context.
-    fn n_cells(&self) -> usize {
+    pub(crate) fn n_cells(&self) -> usize {
         let sequences = self.cache_sequences.unwrap_or(self.slots);
         sequences.saturating_mul(self.n_ctx)
     }
+
+    /// Fills in and checks the self.
+    pub(crate) fn settled(mut self, limits: &Limits) -> Result<EngineOptions> {
+        let refused = |reason: String| Err(Error::Context { reason });
+        if !(1..=MAX_SEQUENCES).contains(&self.slots) {
+            return refused(format!(
+                "{} slots asked for, 1 to {MAX_SEQUENCES} are possible",
+                self.slots
+            ));
+        }
+        if self.cache_sequences == Some(0) {
+            return refused("a KV cache of 0 sequences (at least 1)".to_owned());
+        }
+        if self.n_ctx < 2 || self.n_batch == 0 || self.n_ubatch == 0 {
+            return refused(format!(
+                "n_ctx {} (at least 2), n_batch {} and n_ubatch {} (at least 1)",
+                self.n_ctx, self.n_batch, self.n_ubatch
+            ));
+        }
+        let trained = limits.n_ctx_train;
+        // Learned positions end there, and llama.cpp reads past their table.
+        if trained > 1 && self.n_ctx > trained && !limits.is_encoder_decoder {
+            tracing::info!(
+                "context lowered from {} to the {trained} that the model was trained for",
+                self.n_ctx
+            );
+            self.n_ctx = trained;
+        }
+        self.prefix_sequences = match limits.shares_prefixes {
+            true => self.prefix_sequences.min(MAX_SEQUENCES - self.slots),
+            false => 0,
+        };
+        // Every sequence that generates must fit into one step.
+        self.n_batch = self.n_batch.max(self.slots);
+        self.n_ubatch = self.n_ubatch.min(self.n_batch);
+        self.threads = Some(self.threads.unwrap_or_else(default_threads).max(1));
+        Ok(self)
+    }
+}
+
+/// What a language model allows an engine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Rows that it was trained for; 0 where its file does not say.
+    pub n_ctx_train: usize,
+    pub is_encoder_decoder: bool,
+    /// Whether its KV cache keeps every row.
+    pub shares_prefixes: bool,
 }
 
 impl Default for EngineOptions {
@@ -269,7 +317,12 @@ impl Engine {
     /// [`Error::Context`] when the sizes are impossible or llama.cpp cannot make
     /// the context.
     pub fn start(model: Arc<LanguageModel>, options: EngineOptions) -> Result<Engine> {
-        let options = settle(options, &model)?;
+        let limits = Limits {
+            n_ctx_train: model.n_ctx_train(),
+            is_encoder_decoder: model.is_encoder_decoder(),
+            shares_prefixes: model.shares_prefixes(),
+        };
+        let options = options.settled(&limits)?;
         let abort = Arc::new(AtomicBool::new(false));
         let factory = Lanes {
             model: model.clone(),
@@ -619,44 +672,6 @@ impl Shared {
         // Nothing leaves the state half changed, so a panic elsewhere spoils nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Fills in and checks the options.
-fn settle(mut options: EngineOptions, model: &LanguageModel) -> Result<EngineOptions> {
-    let refused = |reason: String| Err(Error::Context { reason });
-    if !(1..=MAX_SEQUENCES).contains(&options.slots) {
-        return refused(format!(
-            "{} slots asked for, 1 to {MAX_SEQUENCES} are possible",
-            options.slots
-        ));
-    }
-    if options.cache_sequences == Some(0) {
-        return refused("a KV cache of 0 sequences (at least 1)".to_owned());
-    }
-    if options.n_ctx < 2 || options.n_batch == 0 || options.n_ubatch == 0 {
-        return refused(format!(
-            "n_ctx {} (at least 2), n_batch {} and n_ubatch {} (at least 1)",
-            options.n_ctx, options.n_batch, options.n_ubatch
-        ));
-    }
-    let trained = model.n_ctx_train();
-    // Learned positions end there, and llama.cpp reads past their table.
-    if trained > 1 && options.n_ctx > trained && !model.is_encoder_decoder() {
-        tracing::info!(
-            "context lowered from {} to the {trained} that the model was trained for",
-            options.n_ctx
-        );
-        options.n_ctx = trained;
-    }
-    options.prefix_sequences = match model.shares_prefixes() {
-        true => options.prefix_sequences.min(MAX_SEQUENCES - options.slots),
-        false => 0,
-    };
-    // Every sequence that generates must fit into one step.
-    options.n_batch = options.n_batch.max(options.slots);
-    options.n_ubatch = options.n_ubatch.min(options.n_batch);
-    options.threads = Some(options.threads.unwrap_or_else(default_threads).max(1));
-    Ok(options)
 }
 
 /// What each row of a prompt is computed from.

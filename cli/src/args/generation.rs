@@ -41,6 +41,16 @@ impl From<VisionProducts> for Products {
     }
 }
 
+impl std::fmt::Display for VisionProducts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            VisionProducts::Auto => "auto",
+            VisionProducts::F32 => "f32",
+            VisionProducts::Int8 => "int8",
+        })
+    }
+}
+
 /// Element type of the KV cache.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum CacheType {

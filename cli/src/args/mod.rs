@@ -1,28 +1,36 @@
 //! The command line as typed.
 
 mod ask;
+mod bench;
 mod caption;
 mod chat;
 mod convert;
+mod doctor;
 mod encode;
 mod eval;
 mod generation;
 mod inspect;
 mod pull;
 mod serve;
+mod shell;
+
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
 pub use ask::{AskArgs, Asked};
+pub use bench::BenchArgs;
 pub use caption::{CaptionArgs, OutputFormat, Shard, SidecarFormat};
 pub use chat::ChatArgs;
 pub use convert::{BundleArgs, ConversionArgs, ConvertArgs, NamingArgs};
+pub use doctor::DoctorArgs;
 pub use encode::EncodeArgs;
 pub use eval::EvalArgs;
 pub use generation::{CacheType, EngineArgs, GenerationArgs, VisionProducts};
 pub use inspect::InspectArgs;
 pub use pull::{HubArgs, PullArgs};
 pub use serve::{LogFormat, ServeArgs};
+pub use shell::{CompletionArgs, ManArgs};
 
 /// Pictures to any GGUF language model.
 #[derive(Debug, Parser)]
@@ -33,6 +41,10 @@ pub use serve::{LogFormat, ServeArgs};
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.\nLogs go to stderr; QBRIDGE_LOG=debug shows more."
 )]
 pub struct Cli {
+    /// TOML file of settings: a table a command, its keys the names of the flags; the command line and the environment
+    /// win over it [default: ~/.config/qbridge/config.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "QBRIDGE_CONFIG")]
+    pub config: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -61,4 +73,12 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Serve a bundle over OpenAI's chat completions API
     Serve(ServeArgs),
+    /// Tell what this machine can do, what is missing, and what fits into its memory
+    Doctor(DoctorArgs),
+    /// Measure each stage from a picture to a caption
+    Bench(BenchArgs),
+    /// Print a script that completes commands and flags in a shell
+    Completion(CompletionArgs),
+    /// Write the manual pages
+    Man(ManArgs),
 }

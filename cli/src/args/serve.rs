@@ -30,9 +30,6 @@ pub struct ServeArgs {
     /// Bundle directories, each under its own name or as NAME=DIR
     #[arg(required = true, value_name = "[NAME=]BUNDLE")]
     pub bundles: Vec<String>,
-    /// TOML file whose keys are the names of these options; they win over it
-    #[arg(long, value_name = "FILE", env = "QBRIDGE_CONFIG")]
-    pub config: Option<PathBuf>,
     /// Another name for a model; may be repeated
     #[arg(
         long = "alias",

@@ -2,14 +2,17 @@
 
 mod answers;
 pub mod ask;
+pub mod bench;
 pub mod caption;
 pub mod chat;
 pub mod convert;
+pub mod doctor;
 pub mod encode;
 pub mod eval;
 pub mod inspect;
 pub mod pull;
 pub mod serve;
+pub mod shell;
 
 use anyhow::Result;
 use bridge::engine::Sampling;

@@ -11,7 +11,7 @@ use qformer::config::Blip2Config;
 
 use super::convert::{conversion_options, convert};
 use crate::args::{ConversionArgs, HubArgs, PullArgs};
-use crate::progress;
+use crate::{directories, progress};
 
 /// Runs the command; prints the bundle's directory.
 pub fn run(args: &PullArgs) -> Result<ExitCode> {
@@ -75,10 +75,7 @@ pub fn pull(
 }
 
 fn default_cache() -> Result<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    set("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(set("HOME")?).join(".cache")))
-        .map(|cache| cache.join("qbridge/hub"))
+    directories::qbridge("XDG_CACHE_HOME", ".cache")
+        .map(|cache| cache.join("hub"))
         .context("neither XDG_CACHE_HOME nor HOME is set; give --cache")
 }

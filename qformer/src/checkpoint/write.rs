@@ -46,6 +46,11 @@ pub(super) const SCALE_SUFFIX: &str = "_scale";
 /// Symmetric: -128 is not used.
 const INT8_MAX: f32 = 127.0;
 
+/// Whether a tensor is the matrix of a linear layer, and no table of embeddings.
+pub(super) fn is_linear(name: &str, shape: &[usize]) -> bool {
+    shape.len() == 2 && name.ends_with(".weight") && !name.contains("embeddings")
+}
+
 /// A tensor to be written.
 #[derive(Debug)]
 pub struct Weight<'a> {
@@ -93,9 +98,8 @@ impl Weight<'_> {
         self.shape.iter().product::<usize>() as u64 * width as u64
     }
 
-    /// Whether it is the matrix of a linear layer, and no table of embeddings.
     fn is_linear(&self) -> bool {
-        self.shape.len() == 2 && self.name.ends_with(".weight") && !self.name.contains("embeddings")
+        is_linear(&self.name, &self.shape)
     }
 
     fn stored_dtype(&self) -> Dtype {

@@ -1,0 +1,249 @@
+//! `qbridge bench`: how long each stage takes, from a picture's bytes to a caption, on the objects that a server runs.
+
+mod picture;
+mod report;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use bridge::engine::{PromptPart, Sequence};
+use bridge::event::{Event, Timings};
+use bridge::image_encoder::ImageEncoder;
+use bridge::model::{Model, ModelOptions, Prompt, Request};
+use candle_core::Tensor;
+use indicatif::ProgressBar;
+use prompts::{Message, Part, Role};
+use tokio::sync::mpsc::{Receiver, channel};
+
+use super::{collect, load_model, model_options, print_json};
+use crate::args::BenchArgs;
+use crate::input::read_image;
+use crate::machine::Machine;
+use crate::progress;
+use report::{Report, Stage, Subject};
+
+/// Tokens of the prompts whose answers are decoded: few, for decoding is what is measured.
+const SHORT_PROMPT: usize = 8;
+
+/// Runs the command.
+pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+    let picture = match &args.picture {
+        Some(path) => read_image(path)?,
+        None => picture::jpeg()?.into(),
+    };
+    let options = ModelOptions {
+        // Every picture is encoded, as one that comes for the first time.
+        image_cache_bytes: 0,
+        ..model_options(&args.engine, args.slots)
+    };
+    let model = load_model(&args.bundle, &options)?;
+    let bench = Bench {
+        args,
+        model: &model,
+        picture,
+        bar: progress::spinner(String::new()),
+    };
+    let stages = bench.stages().with_context(|| match &args.picture {
+        Some(path) => path.display().to_string(),
+        None => "the picture that is made here".to_owned(),
+    })?;
+    bench.bar.finish_and_clear();
+    let report = Report {
+        subject: Subject::of(&model, args, bench.picture.len()),
+        stages,
+        machine: Machine::here(),
+    };
+    match args.json {
+        true => print_json(&report)?,
+        false => report.print()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    model: &'a Model,
+    picture: Arc<[u8]>,
+    bar: ProgressBar,
+}
+
+impl Bench<'_> {
+    /// All stages, in the order in which a request passes them.
+    fn stages(&self) -> Result<Vec<Stage>> {
+        let encoder = self.model.image_encoder();
+        let instructions: &[&str] = match encoder.reads_instruction() {
+            true => &["What is in the picture?"],
+            false => &[],
+        };
+        let mut stages = Vec::new();
+        let (image, stage) = self.timed("decode picture", || Ok(encoder.decode(&self.picture)?))?;
+        stages.push(stage);
+        let (pixels, stage) = self.timed("preprocess", || Ok(encoder.preprocess(&image)?))?;
+        stages.push(stage);
+        let pixels = pixels.unsqueeze(0)?;
+        let (vision, stage) = self.timed("ViT", || finished(encoder.vision(&pixels)?))?;
+        stages.push(stage);
+        let (queries, stage) = self.timed("Q-Former", || {
+            finished(encoder.queries(&vision, instructions)?)
+        })?;
+        stages.push(stage);
+        let (rows, stage) = self.timed("projection", || finished(encoder.project(&queries)?))?;
+        stages.push(stage);
+        stages.push(self.prefill(&rows, encoder)?);
+        stages.push(self.decode(1)?);
+        if self.args.slots > 1 {
+            stages.push(self.decode(self.args.slots.into())?);
+        }
+        let caption = |picture: Arc<[u8]>| self.caption(picture);
+        let (_, stage) = self.timed("caption", || {
+            collect(&mut caption(self.picture.clone())?, |_| Ok(()))
+        })?;
+        stages.push(stage);
+        if self.args.slots > 1 {
+            stages.push(self.captions()?);
+        }
+        Ok(stages)
+    }
+
+    /// Runs `work` some times for nothing, then as often as it is to be measured, and gives what came of the last run.
+    fn timed<T>(
+        &self,
+        name: &'static str,
+        mut work: impl FnMut() -> Result<T>,
+    ) -> Result<(T, Stage)> {
+        let mut last = None;
+        let seconds = self.measured(name, || {
+            let started = Instant::now();
+            last = Some(work()?);
+            Ok(started.elapsed().as_secs_f64())
+        })?;
+        match last {
+            Some(last) => Ok((last, Stage::of_pictures(name, 1, seconds))),
+            None => bail!("{name} did not run"),
+        }
+    }
+
+    /// The same, where `run` tells the seconds.
+    fn measured(&self, name: &str, mut run: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
+        self.bar.set_message(format!("measuring {name}"));
+        for _ in 0..self.args.warm_up {
+            run()?;
+        }
+        (0..self.args.repeat).map(|_| run()).collect()
+    }
+
+    /// Reading a prompt: the rows of a picture, and tokens.
+    fn prefill(&self, soft_prompt: &Tensor, encoder: &ImageEncoder) -> Result<Stage> {
+        let soft_prompt: Arc<[f32]> = soft_prompt.flatten_all()?.to_vec1::<f32>()?.into();
+        let n_image = soft_prompt.len() / encoder.n_embd();
+        let most = self.model.engine().max_prompt_rows();
+        let n_rows = (self.args.rows as usize).max(n_image + 1).min(most);
+        let seconds = self.measured("prefill", || {
+            let prompt = vec![
+                PromptPart::Embeddings(soft_prompt.clone()),
+                PromptPart::Tokens(self.tokens(n_rows.saturating_sub(n_image))),
+            ];
+            let mut events = self.submit(prompt, 1)?;
+            Ok(collect(&mut events, |_| Ok(()))?.summary.timings.prefill)
+        })?;
+        Ok(Stage::of_tokens(
+            format!("prefill, {n_rows} rows"),
+            n_rows,
+            seconds,
+        ))
+    }
+
+    /// Steps of `n` answers that are decoded together.
+    fn decode(&self, n: usize) -> Result<Stage> {
+        let name = match n {
+            1 => "decode step, 1 slot".to_owned(),
+            n => format!("decode step, {n} slots"),
+        };
+        let room = self.model.n_ctx().saturating_sub(SHORT_PROMPT);
+        let n_tokens = (self.args.tokens as usize).min(room).max(2);
+        let seconds = self.measured(&name, || {
+            let events = (0..n)
+                .map(|_| {
+                    self.submit(
+                        vec![PromptPart::Tokens(self.tokens(SHORT_PROMPT))],
+                        n_tokens,
+                    )
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let timings = events
+                .into_iter()
+                .map(|mut events| Ok(collect(&mut events, |_| Ok(()))?.summary.timings))
+                .collect::<Result<Vec<_>>>()?;
+            // They came at one moment: from the first that began to the last that ended.
+            let began = |timings: &Timings| timings.queue + timings.prefill;
+            let first = timings.iter().map(began).fold(f64::INFINITY, f64::min);
+            let ended = timings
+                .iter()
+                .map(|timings| began(timings) + timings.decode);
+            Ok((ended.fold(0.0, f64::max) - first) / (n_tokens - 1) as f64)
+        })?;
+        Ok(Stage::of_tokens(name, n, seconds))
+    }
+
+    /// As many captions at once as there are slots.
+    fn captions(&self) -> Result<Stage> {
+        let n = usize::from(self.args.slots);
+        let name = format!("{n} captions at once");
+        // What stands behind a picture's end is not read, and makes others of them: one that comes twice is encoded once.
+        let pictures: Vec<Arc<[u8]>> = (0..n)
+            .map(|i| [&self.picture[..], &vec![0; i]].concat().into())
+            .collect();
+        let seconds = self.measured(&name, || {
+            let started = Instant::now();
+            let events = pictures
+                .iter()
+                .map(|picture| self.caption(picture.clone()))
+                .collect::<Result<Vec<_>>>()?;
+            for mut events in events {
+                collect(&mut events, |_| Ok(()))?;
+            }
+            Ok(started.elapsed().as_secs_f64())
+        })?;
+        Ok(Stage::of_pictures(name, n, seconds))
+    }
+
+    /// Asks for a caption, as `qbridge caption` does.
+    fn caption(&self, picture: Arc<[u8]>) -> Result<Receiver<Event>> {
+        let prompt = Prompt::Chat(vec![Message {
+            role: Role::User,
+            parts: vec![Part::Image(0)],
+        }]);
+        Ok(self.model.submit(Request {
+            images: vec![picture],
+            cache_prompt: false,
+            ..Request::new(prompt, self.model.default_sampling())
+        })?)
+    }
+
+    /// Hands a prompt to the engine, whose answer has `n_tokens` tokens.
+    fn submit(&self, prompt: Vec<PromptPart>, n_tokens: usize) -> Result<Receiver<Event>> {
+        // Room for every event, so that a slow reader here slows nothing down.
+        let (events, receiver) = channel(n_tokens + 1);
+        self.model.engine().submit(Sequence {
+            max_tokens: Some(n_tokens),
+            ignore_eos: true,
+            cache_prompt: false,
+            ..Sequence::new(prompt, events)
+        })?;
+        Ok(receiver)
+    }
+
+    /// Tokens from all over the vocabulary.
+    fn tokens(&self, n: usize) -> Vec<i32> {
+        let n_vocab = self.model.language_model().n_vocab();
+        (1..=n).map(|i| (i * 7919 % n_vocab) as i32).collect()
+    }
+}
+
+/// A tensor that is there: a GPU computes in its own time.
+fn finished(tensor: Tensor) -> Result<Tensor> {
+    tensor.device().synchronize()?;
+    Ok(tensor)
+}
