@@ -509,6 +509,12 @@ mod tests {
         assert_eq!(info.file_type_name(), "F32");
         assert_eq!((info.n_parts, info.file_size), (1, bytes.len() as u64));
         assert_eq!(info.chat_template, None);
+        assert_eq!((info.n_layers, info.n_heads, info.n_heads_kv), (2, 4, 2));
+        assert_eq!((info.head_width, info.n_ff), ((32, 32), 128));
+        assert!(!info.is_encoder_decoder());
+        // Of each layer q, k, v and o, and the three of the MLP, in f32.
+        let of_a_layer = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 128;
+        assert_eq!(info.matrix_bytes[&0], 2 * 4 * of_a_layer);
     }
 
     #[test]

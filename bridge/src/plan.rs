@@ -1,13 +1,14 @@
 //! How a bundle would be run, and the memory that takes, from the headers of its parts: before anything is loaded.
 
 use qformer::checkpoint::Products;
+use safetensors::Dtype;
 use serde::Serialize;
 
 use crate::Result;
 use crate::bundle::Bundle;
 use crate::engine::{CacheType, EngineOptions, FlashAttention, Limits};
 use crate::gguf::GgufInfo;
-use crate::llama::type_name;
+use crate::llama::{system_info, type_name};
 use crate::model::ModelOptions;
 use crate::vision_worker::MAX_BATCH;
 
@@ -24,6 +25,8 @@ pub struct Plan {
     pub engine: EngineOptions,
     /// Whether attention would run as one fused operation.
     pub flash_attention: FlashAttention,
+    /// How ViT and Q-Former would multiply on a CPU: [`Products::F32`] or [`Products::Int8`].
+    pub products: Products,
     /// What it would take on a CPU.
     pub memory: Memory,
 }
@@ -88,14 +91,22 @@ impl Plan {
         let flash_attention = engine
             .flash_attention
             .settled(engine.cache_type, is_encoder_decoder);
+        let checkpoint = bundle.checkpoint();
+        let is_int8 = checkpoint.iter().any(|tensor| tensor.dtype == Dtype::I8);
+        let products = match options.vision {
+            Products::AsStored if is_int8 => Products::Int8,
+            Products::AsStored => Products::F32,
+            products => products,
+        };
+        let types = repacked_types();
         let repacked = llm
             .matrix_bytes
             .iter()
-            .filter(|(kind, _)| repacked_types().contains(&type_name(**kind)))
+            .filter(|(kind, _)| types.contains(&type_name(**kind)))
             .map(|(_, bytes)| bytes);
         let memory = Memory {
-            vision: bundle.checkpoint().loaded_bytes(options.vision),
-            vision_buffers: vision_buffers(bundle, options.vision),
+            vision: checkpoint.loaded_bytes(products),
+            vision_buffers: vision_buffers(bundle, products),
             language_model: bundle.manifest().files.llm.bytes,
             repacked: repacked.sum(),
             kv_cache: kv_cache(llm, &engine),
@@ -106,36 +117,27 @@ impl Plan {
         Ok(Plan {
             engine,
             flash_attention,
+            products,
             memory,
         })
     }
 }
 
-/// Types of matrices of which this machine's products read a copy, laid out for them: `ggml-cpu/repack.cpp`.
-#[cfg(target_arch = "x86_64")]
+/// Types of matrices of which the products of this build read a copy, laid out for them: `ggml-cpu/repack.cpp`.
 fn repacked_types() -> &'static [&'static str] {
-    if std::arch::is_x86_feature_detected!("avx512f") {
+    let info = system_info();
+    let has = |name: &str| info.contains(&format!("{name} = 1"));
+    if !has("REPACK") {
+        &[]
+    } else if has("AVX512") {
         &["q4_0", "q4_K", "iq4_nl", "q2_K"]
-    } else if std::arch::is_x86_feature_detected!("avx2") {
+    } else if has("AVX2") {
         &["q4_0", "q4_K", "iq4_nl"]
+    } else if has("DOTPROD") {
+        &["q4_0", "q8_0", "q4_K", "q5_K", "q6_K", "iq4_nl"]
     } else {
         &[]
     }
-}
-
-/// Types of matrices of which this machine's products read a copy, laid out for them: `ggml-cpu/repack.cpp`.
-#[cfg(target_arch = "aarch64")]
-fn repacked_types() -> &'static [&'static str] {
-    match std::arch::is_aarch64_feature_detected!("dotprod") {
-        true => &["q4_0", "q8_0", "q4_K", "q5_K", "q6_K", "iq4_nl"],
-        false => &[],
-    }
-}
-
-/// Not looked up: nothing is said rather than something wrong.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn repacked_types() -> &'static [&'static str] {
-    &[]
 }
 
 /// Rows of an MLP's hidden layer and what lies beside them, for a full batch.
@@ -146,8 +148,8 @@ fn vision_buffers(bundle: &Bundle, products: Products) -> u64 {
     let values = rows * (6 * vision.hidden_size + vision.intermediate_size);
     let pixels = MAX_BATCH * 3 * vision.image_size * vision.image_size;
     let numbers = match products {
-        Products::F32 => 0,
-        Products::AsStored | Products::Int8 => rows * vision.intermediate_size,
+        Products::F32 | Products::AsStored => 0,
+        Products::Int8 => rows * vision.intermediate_size,
     };
     ((values + pixels) * size_of::<f32>() + numbers) as u64
 }

@@ -1,5 +1,6 @@
 //! The machine and this build, in words and numbers.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -44,7 +45,7 @@ pub struct Machine {
     /// What llama.cpp was built for, in its own words.
     pub llama_cpp: String,
     /// Settings of OpenMP in the environment.
-    pub openmp: Vec<(&'static str, String)>,
+    pub openmp: BTreeMap<&'static str, String>,
 }
 
 impl Machine {

@@ -71,12 +71,13 @@ pub fn qbridge_path() -> PathBuf {
     path
 }
 
-/// The program with arguments, its logs silent.
+/// The program with arguments, its logs silent, whatever settings the user has.
 pub fn qbridge<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(qbridge_path());
     command
         .args(args)
         .env("QBRIDGE_LOG", "error")
+        .env("QBRIDGE_CONFIG", "/dev/null")
         .stdin(Stdio::null());
     command
 }

@@ -41,9 +41,14 @@ pub use shell::{CompletionArgs, ManArgs};
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.\nLogs go to stderr; QBRIDGE_LOG=debug shows more."
 )]
 pub struct Cli {
-    /// TOML file of settings: a table a command, its keys the names of the flags; the command line and the environment
-    /// win over it [default: ~/.config/qbridge/config.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "QBRIDGE_CONFIG")]
+    /// TOML file of settings, a table a command [default: ~/.config/qbridge/config.toml]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "QBRIDGE_CONFIG",
+        display_order = 999
+    )]
     pub config: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]

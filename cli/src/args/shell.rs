@@ -19,7 +19,7 @@ pub struct CompletionArgs {
 /// `qbridge man`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  qbridge man --out ~/.local/share/man/man1 && man qbridge-caption")]
+  qbridge man --out ~/.local/share/man/man1")]
 pub struct ManArgs {
     /// Directory to write qbridge.1 and a page for each command to; made where it is missing
     #[arg(long, value_name = "DIR")]

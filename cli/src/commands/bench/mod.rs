@@ -45,10 +45,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         picture,
         bar: progress::spinner(String::new()),
     };
-    let stages = bench.stages().with_context(|| match &args.picture {
-        Some(path) => path.display().to_string(),
-        None => "the picture that is made here".to_owned(),
-    })?;
+    let stages = bench.stages()?;
     bench.bar.finish_and_clear();
     let report = Report {
         subject: Subject::of(&model, args, bench.picture.len()),
@@ -78,7 +75,12 @@ impl Bench<'_> {
             false => &[],
         };
         let mut stages = Vec::new();
-        let (image, stage) = self.timed("decode picture", || Ok(encoder.decode(&self.picture)?))?;
+        let (image, stage) = self
+            .timed("decode picture", || Ok(encoder.decode(&self.picture)?))
+            .with_context(|| match &self.args.picture {
+                Some(path) => path.display().to_string(),
+                None => "the picture that is made here".to_owned(),
+            })?;
         stages.push(stage);
         let (pixels, stage) = self.timed("preprocess", || Ok(encoder.preprocess(&image)?))?;
         stages.push(stage);

@@ -30,7 +30,7 @@ pub struct Subject {
     pub image_size: usize,
     /// Bytes of the picture file.
     pub picture_bytes: usize,
-    /// How ViT and Q-Former multiplied.
+    /// How ViT and Q-Former multiplied, as the flag says.
     pub vision: String,
     /// Type of the KV cache.
     pub cache_type: bridge::engine::CacheType,

@@ -4,7 +4,6 @@ use bridge::bundle::Bundle;
 
 use super::GB;
 use super::report::BundleReport;
-use crate::args::{DoctorArgs, VisionProducts};
 use crate::machine::Machine;
 
 /// About the machine and the build.
@@ -28,10 +27,11 @@ pub fn of_machine(machine: &Machine) -> Vec<String> {
     for (name, told) in [("avx512f", "AVX512 = 1"), ("avx2", "AVX2 = 1")] {
         match (has(name), machine.llama_cpp.contains(told)) {
             (true, false) => say(&format!(
-                "llama.cpp was built without {name}, which this processor has: build qbridge on this machine"
+                "this processor has {name}, and llama.cpp was built without: build for it with \
+                 RUSTFLAGS=\"-C target-cpu=native\""
             )),
             (false, true) => say(&format!(
-                "llama.cpp was built for {name}, which this processor lacks: build qbridge on this machine"
+                "llama.cpp was built for {name}, which this processor lacks: build without target-cpu"
             )),
             _ => {}
         }
@@ -42,12 +42,8 @@ pub fn of_machine(machine: &Machine) -> Vec<String> {
             machine.usable_threads, machine.cores
         ));
     }
-    let spins = machine.openmp.iter().any(|(name, value)| {
-        matches!(
-            (*name, value.as_str()),
-            ("OMP_WAIT_POLICY", "active" | "ACTIVE")
-        )
-    });
+    let policy = machine.openmp.get("OMP_WAIT_POLICY");
+    let spins = policy.is_some_and(|policy| policy.eq_ignore_ascii_case("active"));
     if spins {
         say(
             "OMP_WAIT_POLICY=active lets llama.cpp's threads take the cores from other work: leave it out",
@@ -57,12 +53,7 @@ pub fn of_machine(machine: &Machine) -> Vec<String> {
 }
 
 /// About a bundle on this machine.
-pub fn of_bundle(
-    bundle: &Bundle,
-    report: &BundleReport,
-    args: &DoctorArgs,
-    machine: &Machine,
-) -> Vec<String> {
+pub fn of_bundle(bundle: &Bundle, report: &BundleReport, machine: &Machine) -> Vec<String> {
     let mut advice = Vec::new();
     if !report.fits {
         advice.push(match &report.way_out {
@@ -85,12 +76,12 @@ pub fn of_bundle(
         "Q4_1" | "Q5_0" | "Q5_1" => advice.push(format!(
             "llama.cpp has no fast product for {kind} on a CPU: Q4_0 reads prompts about twice as fast, and Q8_0 faster too"
         )),
-        "Q8_0" | "Q5_K_S" | "Q5_K_M" | "Q6_K" if cfg!(target_arch = "x86_64") => advice.push(format!(
-            "on this CPU Q4_0 and Q4_K, which are laid out anew for its products, are faster than {kind}"
+        "Q8_0" | "Q4_K_S" | "Q4_K_M" => advice.push(format!(
+            "on a CPU Q4_0 reads prompts and answers faster than {kind}, less exactly (`--llm-quant Q4_0`)"
         )),
         _ => {}
     }
-    if report.total_int8 < report.total && !matches!(args.engine.vision, VisionProducts::F32) {
+    if report.total_int8 < report.total {
         advice.push(format!(
             "--vision int8 encodes pictures faster, a little less exactly, and takes {:.2} GB less",
             (report.total - report.total_int8) as f64 / GB

@@ -33,7 +33,7 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
         Some(dir) => {
             let opened = Bundle::open(dir)?;
             let report = examine(&opened, args, memory)?;
-            advice.extend(advice::of_bundle(&opened, &report, args, &machine));
+            advice.extend(advice::of_bundle(&opened, &report, &machine));
             bundle = Some(report);
         }
         None => models = Some(which_fit(memory)),
@@ -89,7 +89,7 @@ fn examine(bundle: &Bundle, args: &DoctorArgs, memory: u64) -> Result<BundleRepo
             bundle.llm().architecture,
             bundle.llm().file_type_name()
         ),
-        settings: Settings::of(&plan, args),
+        settings: Settings::of(&plan, args.slots),
         memory: plan.memory,
         total,
         total_f32: f32.memory.total(),

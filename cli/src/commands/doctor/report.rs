@@ -4,10 +4,10 @@ use std::io::Write;
 
 use bridge::engine::{CacheType, FlashAttention};
 use bridge::plan::{Memory, Plan};
+use qformer::checkpoint::Products;
 use serde::Serialize;
 
 use super::GB;
-use crate::args::DoctorArgs;
 use crate::machine::Machine;
 
 /// All of it.
@@ -65,16 +65,16 @@ pub struct Settings {
     pub cache_type: CacheType,
     /// `auto`, `on` or `off`.
     pub flash_attention: &'static str,
-    /// How ViT and Q-Former multiply on a CPU.
-    pub vision: String,
+    /// How ViT and Q-Former multiply on a CPU: `f32` or `int8`.
+    pub vision: &'static str,
 }
 
 impl Settings {
-    /// Those of a plan.
-    pub fn of(plan: &Plan, args: &DoctorArgs) -> Settings {
+    /// Those of a plan for so many requests at once.
+    pub fn of(plan: &Plan, slots: u16) -> Settings {
         let engine = &plan.engine;
         Settings {
-            slots: args.slots,
+            slots,
             n_ctx: engine.n_ctx,
             n_batch: engine.n_batch,
             n_ubatch: engine.n_ubatch,
@@ -85,7 +85,10 @@ impl Settings {
                 FlashAttention::Off => "off",
                 FlashAttention::On => "on",
             },
-            vision: args.engine.vision.to_string(),
+            vision: match plan.products {
+                Products::Int8 => "int8",
+                Products::F32 | Products::AsStored => "f32",
+            },
         }
     }
 }

@@ -1,0 +1,295 @@
+//! What stands around the commands: settings in a file, completions, manual pages, `qbridge doctor` and `qbridge bench`.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use qbridge_tests::{
+    Server, chat, demo_bundle, one_line_error, qbridge, qbridge_path, repository, stdout,
+};
+use serde_json::Value;
+
+fn json(command: &mut Command) -> Value {
+    serde_json::from_str(&stdout(command)).unwrap()
+}
+
+/// What bash offers behind these words, the last of which is being typed.
+fn offered(script: &Path, words: &[&str]) -> Vec<String> {
+    let last = words[words.len() - 1];
+    let before = words[words.len() - 2];
+    let program = format!(
+        "source '{}'; COMP_WORDS=({}); COMP_CWORD={}; _qbridge qbridge {last} {before}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        script.display(),
+        words.join(" "),
+        words.len() - 1,
+    );
+    let text = stdout(Command::new("bash").args(["--norc", "-c", &program]));
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_commands_and_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("qbridge");
+    std::fs::write(&script, stdout(&mut qbridge(["completion", "bash"]))).unwrap();
+    assert_eq!(offered(&script, &["qbridge", "cap"]), ["caption"]);
+    let flags = offered(&script, &["qbridge", "caption", "--res"]);
+    assert_eq!(flags, ["--resume"]);
+    let types = offered(&script, &["qbridge", "ask", "--cache-type", "q"]);
+    assert_eq!(types, ["q8_0"]);
+}
+
+#[test]
+fn every_shell_has_a_script() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = stdout(&mut qbridge(["completion", shell]));
+        assert!(script.contains("allow-remote-images"), "{shell}");
+    }
+    let output = qbridge(["completion", "csh"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn manual_pages_say_what_the_help_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("man/man1");
+    let printed = stdout(qbridge(["man", "--out"]).arg(&out));
+    let help = stdout(&mut qbridge(["caption", "--help"]));
+    let flags = help
+        .split_whitespace()
+        .filter(|word| word.starts_with("--"));
+    let examples = help.lines().skip_while(|line| *line != "Examples:").skip(1);
+    let has_groff = Command::new("groff").arg("--version").output().is_ok();
+    for path in printed.lines() {
+        let page = std::fs::read_to_string(path).unwrap();
+        assert!(page.contains("\n.TH qbridge"), "{path}: {page}");
+        if has_groff {
+            let rendered = Command::new("groff")
+                .args(["-man", "-Tutf8", "-ww", "-P-c", path])
+                .output()
+                .unwrap();
+            let warnings = String::from_utf8_lossy(&rendered.stderr);
+            assert!(warnings.is_empty(), "{path}: {warnings}");
+        }
+    }
+    let page = std::fs::read_to_string(out.join("qbridge-caption.1")).unwrap();
+    // What roff reads otherwise is written with escapes.
+    let page = page.replace("\\-", "-").replace("\\*(Aq", "'");
+    for flag in flags {
+        let flag = flag.trim_matches(|c: char| !c.is_alphanumeric() && c != '-');
+        assert!(page.contains(flag), "{flag}");
+    }
+    for example in examples.filter(|line| !line.is_empty()) {
+        assert!(page.contains(example.trim()), "{example}");
+    }
+    assert!(out.join("qbridge.1").exists());
+}
+
+#[test]
+fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = dir.path().join("qbridge/config.toml");
+    std::fs::create_dir(users.parent().unwrap()).unwrap();
+    let other = dir.path().join("other.toml");
+    std::fs::write(&users, "threads = 3\n[doctor]\nslots = 5\nmemory = 3\n").unwrap();
+    std::fs::write(&other, "[doctor]\nslots = 7\n").unwrap();
+    let doctor = |args: &[&str], env: &[(&str, &str)]| {
+        let mut command = qbridge(["doctor", "--json"]);
+        let found = json(
+            command
+                .args(args)
+                .arg(demo_bundle())
+                .env_remove("QBRIDGE_CONFIG")
+                .env("XDG_CONFIG_HOME", dir.path())
+                .envs(env.iter().copied()),
+        );
+        let settings = &found["bundle"]["settings"];
+        let number = |value: &Value| value.as_u64().unwrap();
+        (number(&settings["slots"]), number(&settings["threads"]))
+    };
+    assert_eq!(doctor(&[], &[]), (5, 3));
+    assert_eq!(doctor(&[], &[("QBRIDGE_THREADS", "2")]), (5, 2));
+    let args = ["--threads", "1", "--slots", "6"];
+    assert_eq!(doctor(&args, &[("QBRIDGE_THREADS", "2")]), (6, 1));
+    // Another file takes the place of the user's own.
+    let other = other.to_str().unwrap();
+    assert_eq!(doctor(&["--config", other, "--threads", "1"], &[]), (7, 1));
+    assert_eq!(
+        doctor(&["--threads", "1"], &[("QBRIDGE_CONFIG", other)]),
+        (7, 1)
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_file_of_settings_is_said_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("settings.toml");
+    for (text, told) in [
+        ("[ask]\nmax-token = 3", "max-token"),
+        ("[asked]\nmax-tokens = 3", "asked"),
+        ("[inspect]\nverify = 3", "verify must be true or false"),
+        ("[inspect", "TOML parse error"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let output = qbridge(["inspect", "nowhere", "--config"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(
+            error.contains(file.to_str().unwrap()) && error.contains(told),
+            "{text}: {error}"
+        );
+    }
+    let missing =
+        one_line_error(qbridge(["doctor", "--config", "/nowhere/settings.toml"]).arg("x"));
+    assert!(missing.contains("/nowhere/settings.toml"), "{missing}");
+}
+
+#[test]
+fn doctor_tells_whether_a_bundle_fits() {
+    let bundle = demo_bundle();
+    let found = json(qbridge(["doctor", "--json"]).arg(&bundle));
+    assert_eq!(found["bundle"]["fits"], true, "{found}");
+    let parts = found["bundle"]["memory"].as_object().unwrap();
+    let sum: u64 = parts.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(found["bundle"]["total"], sum);
+    assert!(
+        found["machine"]["memory_total"].as_u64() > found["machine"]["memory_available"].as_u64()
+    );
+    assert_eq!(found["models"], Value::Null);
+
+    let mut small = qbridge(["doctor", "--memory", "0.5"]);
+    let output = small.arg(&bundle).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let flags = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("- it fits with "));
+    let flags: Vec<&str> = flags.expect(&text).split(' ').collect();
+    // What it proposes is so.
+    stdout(small.args(flags));
+
+    let models = json(&mut qbridge(["doctor", "--json", "--memory", "8"]));
+    let models = models["models"].as_array().unwrap();
+    assert_eq!(models.len(), 13);
+    assert_eq!(models[0]["fits"][0]["fits"], true);
+    assert_eq!(models[0]["fits"][2]["fits"], false);
+    assert!(one_line_error(&mut qbridge(["doctor", "/nowhere"])).contains("/nowhere"));
+}
+
+/// Bytes that a process has had in memory at most.
+#[cfg(target_os = "linux")]
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib: u64 = line
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    kib << 10
+}
+
+/// An estimate that is too small lets a machine run out of memory, one that is too large refuses what would run.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_doctor_estimates_is_what_a_server_takes() {
+    let bundle = demo_bundle();
+    let picture = std::fs::read(repository().join("demo/pictures/dog.png")).unwrap();
+    for args in [
+        &["--slots", "4", "--image-cache", "1"][..],
+        &[
+            "--slots",
+            "1",
+            "--ctx-size",
+            "512",
+            "--vision",
+            "int8",
+            "--image-cache",
+            "1",
+        ],
+        &[
+            "--slots",
+            "8",
+            "--ctx-size",
+            "2048",
+            "--cache-type",
+            "f32",
+            "--image-cache",
+            "1",
+        ],
+    ] {
+        let found = json(qbridge(["doctor", "--json"]).args(args).arg(&bundle));
+        let estimated = found["bundle"]["total"].as_u64().unwrap();
+        let server = Server::start(&bundle, args);
+        let (status, _) = server.post("/chat/completions", &chat(&picture, "What is this?"));
+        assert_eq!(status, 200);
+        let measured = peak(server.pid());
+        println!("{args:?}: estimated {estimated}, measured {measured}");
+        assert!(
+            (measured..measured * 3 / 2).contains(&estimated),
+            "{args:?}: {estimated} bytes estimated, {measured} measured"
+        );
+    }
+}
+
+#[test]
+fn bench_measures_every_stage() {
+    let args = [
+        "bench",
+        "--repeat",
+        "2",
+        "--warm-up",
+        "0",
+        "--tokens",
+        "4",
+        "--slots",
+        "2",
+    ];
+    let found = json(
+        qbridge(args)
+            .args(["--rows", "64", "--json"])
+            .arg(demo_bundle())
+            .stderr(Stdio::null()),
+    );
+    let stages = found["stages"].as_array().unwrap();
+    let names: Vec<&str> = stages
+        .iter()
+        .map(|stage| stage["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "decode picture",
+            "preprocess",
+            "ViT",
+            "Q-Former",
+            "projection",
+            "prefill, 64 rows",
+            "decode step, 1 slot",
+            "decode step, 2 slots",
+            "caption",
+            "2 captions at once",
+        ]
+    );
+    for stage in stages {
+        assert_eq!(
+            stage["seconds"]["runs"].as_array().unwrap().len(),
+            2,
+            "{stage}"
+        );
+        assert!(stage["per_second"].as_f64().unwrap() > 0.0, "{stage}");
+    }
+    assert_eq!(found["subject"]["bundle"], "qbridge-demo");
+    assert!(found["machine"]["cores"].as_u64().unwrap() > 0);
+    let error = one_line_error(
+        qbridge(["bench", "--repeat", "1"])
+            .arg(demo_bundle())
+            .arg(qbridge_path()),
+    );
+    assert!(error.contains(qbridge_path().to_str().unwrap()), "{error}");
+}
