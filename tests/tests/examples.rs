@@ -16,16 +16,12 @@ use qbridge_tests::{demo_bundle, golden, qbridge, qbridge_path, repository, stdo
 const LONGEST: Duration = Duration::from_secs(120);
 
 /// Examples that are not run: what they contain, and why.
-const NOT_RUN: [(&str, &str); 5] = [
+const NOT_RUN: [(&str, &str); 4] = [
     ("qbridge pull ", "network: a model of the hub"),
     ("convert Salesforce/", "network: a model of the hub"),
     (
         "flan-t5-xl/",
         "published weights: no small T5 in LAVIS's files is at hand",
-    ),
-    (
-        "smollm2.gguf",
-        "the checkpoint of a bridge to SmolLM2: the demo's is not kept once its bundle is made",
     ),
     ("--allow-remote-images", "network: a server that fetches"),
 ];
@@ -146,19 +142,19 @@ fn prepare(dir: &Path) {
             .arg(golden("instructblip/llm.gguf"))
             .arg(golden("instructblip/checkpoint")),
     );
-    for name in ["blip2-opt-2.7b", "my-blip2"] {
+    for name in ["blip2-opt-2.7b", "my-blip2", "my-bridge"] {
         link(tiny("checkpoint"), name);
     }
-    link(tiny("llm.gguf"), "model.gguf");
+    for name in ["model.gguf", "smollm2.gguf"] {
+        link(tiny("llm.gguf"), name);
+    }
+    link(repository().join("demo/prompt.toml"), "prompt.toml");
     link(golden("instructblip/checkpoint"), "instructblip-vicuna-7b");
     link(
         golden("instructblip/llm.gguf"),
         "vicuna-7b-v1.1.Q4_K_M.gguf",
     );
-    link(
-        golden("layouts/minigpt4/pretrained.pth"),
-        "prerained_minigpt4_7b.pth",
-    );
+    link(golden("lavis/minigpt4.pth"), "prerained_minigpt4_7b.pth");
     link(
         golden("lavis/blip2_pretrained_opt.pth"),
         "blip2_pretrained_flant5xxl.pth",
@@ -220,23 +216,22 @@ fn prepare(dir: &Path) {
 }
 
 /// Runs an example in the shell; why it failed.
-fn run(example: &str, dir: &Path) -> Result<(), String> {
+fn run(example: &str, shared: &Path) -> Result<(), String> {
     let mut line = example.to_owned();
     for (part, replacement) in REPLACED {
         line = line.replace(part, replacement);
     }
-    // What another example wrote would be refused, but for the output that this one goes on with.
     let words: Vec<&str> = line.split_whitespace().collect();
-    if let Some(out) = words.windows(2).find(|pair| pair[0] == "--out")
-        && !words.contains(&"--resume")
-        && !words.contains(&"man")
-    {
-        let out = dir.join(out[1]);
-        let _ = match out.is_dir() {
-            true => std::fs::remove_dir_all(out),
-            false => std::fs::remove_file(out),
-        };
+    // A directory of its own, so that no example finds what another has written, nor what it is to write itself.
+    let own = tempfile::tempdir().unwrap();
+    let out = words.windows(2).find(|pair| pair[0] == "--out");
+    for entry in std::fs::read_dir(shared).unwrap() {
+        let entry = entry.unwrap();
+        if out.is_none_or(|pair| entry.file_name() != pair[1]) {
+            symlink(entry.path(), own.path().join(entry.file_name())).unwrap();
+        }
     }
+    let dir = own.path();
     let error_path = dir.join("stderr");
     let mut child = Command::new("bash")
         .args(["-o", "pipefail", "-c", &line])
