@@ -16,14 +16,13 @@ use qbridge_tests::{demo_bundle, golden, qbridge, qbridge_path, repository, stdo
 const LONGEST: Duration = Duration::from_secs(120);
 
 /// Examples that are not run: what they contain, and why.
-const NOT_RUN: [(&str, &str); 4] = [
+const NOT_RUN: [(&str, &str); 3] = [
     ("qbridge pull ", "network: a model of the hub"),
     ("convert Salesforce/", "network: a model of the hub"),
     (
         "flan-t5-xl/",
         "published weights: no small T5 in LAVIS's files is at hand",
     ),
-    ("--allow-remote-images", "network: a server that fetches"),
 ];
 
 /// What stands in an example, and what is run for it here.
@@ -46,6 +45,7 @@ max-tokens = 8
 port = 0
 [bench]
 repeat = 1
+rows = 64
 warm-up = 0
 tokens = 8
 slots = 2

@@ -16,7 +16,7 @@ compared. Close other programs: the fastest and the slowest run tell how quiet t
 Examples:
   qbridge bench demo
   qbridge bench demo cat.png --slots 8 --threads 2
-  qbridge bench demo --repeat 3 --tokens 16 --json > bench.json"
+  qbridge bench demo --repeat 3 --json > bench.json"
 )]
 pub struct BenchArgs {
     /// Bundle directory
