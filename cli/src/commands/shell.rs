@@ -29,7 +29,7 @@ pub fn man(args: &ManArgs) -> Result<ExitCode> {
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
     for command in std::iter::once(&command).chain(command.get_subcommands()) {
-        let man = Man::new(command.clone());
+        let man = Man::new(command.clone()).source(concat!("qbridge ", env!("CARGO_PKG_VERSION")));
         let path = args.out.join(man.get_filename());
         std::fs::write(&path, page(&man, command)?).with_context(|| path.display().to_string())?;
         println!("{}", path.display());
