@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bridge::bundle::Bundle;
+use bridge::engine::CacheType;
 use bridge::model::ModelOptions;
 use bridge::plan::Plan;
 use qformer::checkpoint::Products;
@@ -109,7 +110,7 @@ fn find_way_out(bundle: &Bundle, options: &ModelOptions, memory: u64) -> Result<
         }),
         ("--vision int8", |options| options.vision = Products::Int8),
         ("--cache-type q8_0", |options| {
-            options.cache_type = bridge::engine::CacheType::Q8_0;
+            options.cache_type = CacheType::Q8_0;
         }),
         ("--ctx-size 1024", |options| {
             options.n_ctx = Some(options.n_ctx.unwrap_or(1024).min(1024));
@@ -121,7 +122,7 @@ fn find_way_out(bundle: &Bundle, options: &ModelOptions, memory: u64) -> Result<
         let before = Plan::new(bundle, &options)?.memory.total();
         let mut next = options.clone();
         apply(&mut next);
-        if flag.contains("q8_0") && bundle.llm().is_encoder_decoder() {
+        if next.cache_type == CacheType::Q8_0 && !takes_q8_0(bundle) {
             continue;
         }
         let total = Plan::new(bundle, &next)?.memory.total();
@@ -134,6 +135,13 @@ fn find_way_out(bundle: &Bundle, options: &ModelOptions, memory: u64) -> Result<
         }
     }
     Ok(None)
+}
+
+/// Whether the language model can have such a KV cache: blocks of 32 values, and fused attention.
+fn takes_q8_0(bundle: &Bundle) -> bool {
+    let llm = bundle.llm();
+    let (keys, values) = llm.head_width;
+    !llm.is_encoder_decoder() && keys % 32 == 0 && values % 32 == 0
 }
 
 /// Which published models fit.
