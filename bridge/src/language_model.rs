@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::model::params::{LlamaModelParams, LlamaSplitMode};
 use llama_cpp_2::token::LlamaToken;
 
 use crate::constraint::{Constraint, Format, Grammars};
@@ -16,14 +16,42 @@ use crate::{Error, Result, llama};
 pub struct LanguageModelOptions {
     /// Layers kept on a GPU, where llama.cpp was built for one; `None` is all of them.
     pub n_gpu_layers: Option<u32>,
+    /// How several GPUs share the model.
+    pub split_mode: SplitMode,
+    /// The GPU that holds it where [`SplitMode::None`] leaves it to one.
+    pub main_gpu: u16,
     /// Map the file into memory instead of reading it.
     pub mmap: bool,
+}
+
+/// How several GPUs share a language model (`llama_split_mode`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SplitMode {
+    /// Each holds some of the layers and their KV cache.
+    #[default]
+    Layer,
+    /// Each holds rows of every matrix.
+    Row,
+    /// One holds all of it.
+    None,
+}
+
+impl From<SplitMode> for LlamaSplitMode {
+    fn from(mode: SplitMode) -> Self {
+        match mode {
+            SplitMode::Layer => LlamaSplitMode::Layer,
+            SplitMode::Row => LlamaSplitMode::Row,
+            SplitMode::None => LlamaSplitMode::None,
+        }
+    }
 }
 
 impl Default for LanguageModelOptions {
     fn default() -> Self {
         LanguageModelOptions {
             n_gpu_layers: None,
+            split_mode: SplitMode::default(),
+            main_gpu: 0,
             mmap: true,
         }
     }
@@ -72,6 +100,8 @@ impl LanguageModel {
         let backend = llama::backend();
         let params = LlamaModelParams::default()
             .with_n_gpu_layers(options.n_gpu_layers.unwrap_or(u32::MAX))
+            .with_split_mode(options.split_mode.into())
+            .with_main_gpu(options.main_gpu.into())
             .with_use_mmap(options.mmap);
         let _ = llama::take_error();
         let raw = LlamaModel::load_from_file(backend, path, &params)

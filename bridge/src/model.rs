@@ -13,10 +13,12 @@ use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::bundle::{Bundle, Manifest};
 use crate::constraint::{Calls, Format};
-use crate::engine::{Activity, CacheType, Engine, EngineOptions, PromptPart, Sampling, Sequence};
+use crate::engine::{
+    Activity, CacheType, Engine, EngineOptions, FlashAttention, PromptPart, Sampling, Sequence,
+};
 use crate::event::Event;
 use crate::image_encoder::ImageEncoder;
-use crate::language_model::LanguageModel;
+use crate::language_model::{LanguageModel, LanguageModelOptions};
 use crate::llama::MAX_SEQUENCES;
 use crate::prompt::{Piece, tokenize};
 pub use crate::vision_worker::VisionActivity;
@@ -49,6 +51,15 @@ pub struct ModelOptions {
     pub threads: Option<usize>,
     /// How ViT and Q-Former multiply on a CPU.
     pub vision: Products,
+    /// Whether the language model's attention runs as one fused operation.
+    pub flash_attention: FlashAttention,
+    /// Most rows of one step of the language model; [`EngineOptions`]'s default where
+    /// none is given.
+    pub n_batch: Option<usize>,
+    /// Most rows that it computes at once; likewise.
+    pub n_ubatch: Option<usize>,
+    /// Where the language model's weights go.
+    pub language_model: LanguageModelOptions,
     /// Requests that may wait.
     pub queue: usize,
     /// Keep what was computed for finished requests, for those that begin alike.
@@ -70,6 +81,10 @@ impl Default for ModelOptions {
             cache_type: CacheType::F16,
             threads: None,
             vision: Products::default(),
+            flash_attention: FlashAttention::default(),
+            n_batch: None,
+            n_ubatch: None,
+            language_model: LanguageModelOptions::default(),
             queue: 64,
             prefix_cache: true,
             queue_timeout: None,
@@ -94,6 +109,9 @@ impl ModelOptions {
                 .n_ctx
                 .unwrap_or_else(|| n_ctx_train.min(DEFAULT_MAX_CONTEXT)),
             cache_type: self.cache_type,
+            flash_attention: self.flash_attention,
+            n_batch: self.n_batch.unwrap_or(defaults.n_batch),
+            n_ubatch: self.n_ubatch.unwrap_or(defaults.n_ubatch),
             threads: self.threads,
             queue: self.queue,
             prefix_sequences: match self.prefix_cache {
@@ -217,7 +235,10 @@ impl Model {
         let device = default_device()?;
         let encoder = ImageEncoder::from_bundle(&bundle, options.vision, &device)?;
         let encoder = Arc::new(encoder);
-        let language_model = Arc::new(LanguageModel::load(&bundle.llm_path())?);
+        let language_model = Arc::new(LanguageModel::load_with(
+            &bundle.llm_path(),
+            &options.language_model,
+        )?);
         let engine_options =
             options.engine_options(bundle.manifest(), language_model.n_ctx_train());
         let engine = Arc::new(Engine::start(language_model.clone(), engine_options)?);

@@ -76,8 +76,9 @@ mod stream;
 
 pub use bridge::bundle::Manifest;
 pub use bridge::constraint::Format;
-pub use bridge::engine::CacheType;
+pub use bridge::engine::{CacheType, FlashAttention};
 pub use bridge::event::{FinishReason, Timings, Usage};
+pub use bridge::language_model::{LanguageModelOptions, SplitMode};
 pub use bridge::model::ModelOptions;
 pub use bridge::{Error, ErrorKind, Result};
 pub use generation::Generation;

@@ -37,6 +37,30 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
+/// Steps that split every prompt, and layers where they are anyway, change no answer.
+#[test]
+fn sizes_of_steps_change_no_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path());
+    let golden = read_json(&golden("llm/golden.json"));
+    for case in &golden["cases"].as_array().unwrap()[..4] {
+        for sizes in [["--batch-size", "7"], ["--ubatch-size", "3"]] {
+            let text = stdout(
+                qbridge(["ask", "--raw", "--json", "--cache-type", "f32"])
+                    .args(["--flash-attention", "off", "--gpu-layers", "0"])
+                    .args(["--split-mode", "none"])
+                    .args(sizes)
+                    .args(["--max-tokens", &golden["max_new_tokens"].to_string()])
+                    .arg(&bundle)
+                    .arg(picture(case["picture"].as_str().unwrap()))
+                    .arg(case["prompt"].as_str().unwrap()),
+            );
+            let answer: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(answer["token_ids"], case["answer_ids"], "{sizes:?} {case}");
+        }
+    }
+}
+
 #[test]
 fn answers_are_transformers_token_for_token() {
     let dir = tempfile::tempdir().unwrap();

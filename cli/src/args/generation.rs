@@ -1,5 +1,6 @@
 //! What every command that generates takes: how to run the language model, and how to choose tokens.
 
+use bridge::language_model::LanguageModelOptions;
 use clap::{Args, ValueEnum};
 use qformer::checkpoint::Products;
 
@@ -18,6 +19,72 @@ pub struct EngineArgs {
     /// How ViT and Q-Former multiply on a CPU
     #[arg(long, value_enum, default_value_t = VisionProducts::Auto, env = "QBRIDGE_VISION")]
     pub vision: VisionProducts,
+    /// Whether the language model's attention runs as one fused operation
+    #[arg(long, value_enum, default_value_t = FlashAttention::Auto, env = "QBRIDGE_FLASH_ATTENTION")]
+    pub flash_attention: FlashAttention,
+    /// Most rows of one step of the language model, over all requests [default: 512]
+    #[arg(long, env = "QBRIDGE_BATCH_SIZE", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch_size: Option<u32>,
+    /// Most rows that are computed at once; a larger step is split [default: 512]
+    #[arg(long, env = "QBRIDGE_UBATCH_SIZE", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub ubatch_size: Option<u32>,
+    /// Layers of the language model kept on a GPU [default: all, where the build has one]
+    #[arg(long, env = "QBRIDGE_GPU_LAYERS", value_parser = clap::value_parser!(u32).range(..=100_000))]
+    pub gpu_layers: Option<u32>,
+    /// How several GPUs share the language model
+    #[arg(long, value_enum, default_value_t = SplitMode::Layer, env = "QBRIDGE_SPLIT_MODE")]
+    pub split_mode: SplitMode,
+    /// The GPU that holds the language model with `--split-mode none`, from 0
+    #[arg(long, default_value_t = 0, env = "QBRIDGE_MAIN_GPU", value_parser = clap::value_parser!(u16).range(..=255))]
+    pub main_gpu: u16,
+}
+
+impl EngineArgs {
+    /// How the weights of the language model are loaded.
+    pub fn language_model(&self) -> LanguageModelOptions {
+        LanguageModelOptions {
+            n_gpu_layers: self.gpu_layers,
+            split_mode: match self.split_mode {
+                SplitMode::Layer => bridge::language_model::SplitMode::Layer,
+                SplitMode::Row => bridge::language_model::SplitMode::Row,
+                SplitMode::None => bridge::language_model::SplitMode::None,
+            },
+            main_gpu: self.main_gpu,
+            ..LanguageModelOptions::default()
+        }
+    }
+}
+
+/// Whether attention runs as one fused operation.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum FlashAttention {
+    /// Where the model allows it and the KV cache is not f32
+    Auto,
+    /// Always; an error where it is not possible
+    On,
+    /// Never
+    Off,
+}
+
+impl From<FlashAttention> for bridge::engine::FlashAttention {
+    fn from(flash_attention: FlashAttention) -> Self {
+        match flash_attention {
+            FlashAttention::Auto => Self::Auto,
+            FlashAttention::On => Self::On,
+            FlashAttention::Off => Self::Off,
+        }
+    }
+}
+
+/// How several GPUs share the language model.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SplitMode {
+    /// Each holds some of the layers and their KV cache
+    Layer,
+    /// Each holds rows of every matrix
+    Row,
+    /// One holds all of it
+    None,
 }
 
 /// How ViT and Q-Former multiply on a CPU.

@@ -44,6 +44,10 @@ fn model_options(engine: &EngineArgs, slots: u16) -> ModelOptions {
         },
         threads: engine.threads.map(usize::from),
         vision: engine.vision.into(),
+        flash_attention: engine.flash_attention.into(),
+        n_batch: engine.batch_size.map(|n| n as usize),
+        n_ubatch: engine.ubatch_size.map(|n| n as usize),
+        language_model: engine.language_model(),
         ..ModelOptions::default()
     }
 }
