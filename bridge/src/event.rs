@@ -95,8 +95,8 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
-/// Seconds by stage. Stages before the engine are filled in by
-/// [`crate::model::Model`]; a picture found in the cache costs none of them.
+/// Seconds by stage: sums of [`crate::stages::Stages`]. A picture found in the cache
+/// costs none of those before the engine.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 pub struct Timings {
     /// Decoding the encoded picture.

@@ -18,6 +18,7 @@ pub mod model;
 pub mod plan;
 pub mod projection;
 mod prompt;
+pub mod stages;
 mod vision_worker;
 
 pub use error::{Error, ErrorKind, Result};

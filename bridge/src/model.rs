@@ -21,6 +21,7 @@ use crate::image_encoder::ImageEncoder;
 use crate::language_model::{LanguageModel, LanguageModelOptions};
 use crate::llama::MAX_SEQUENCES;
 use crate::prompt::{Piece, tokenize};
+use crate::stages::Stages;
 pub use crate::vision_worker::VisionActivity;
 use crate::vision_worker::{Job, VisionWorker};
 use crate::{Error, Result};
@@ -188,6 +189,8 @@ pub struct Request {
     pub answer_prefix: String,
     /// Whether what requests that began alike computed is used, and this one's kept.
     pub cache_prompt: bool,
+    /// Where its time goes, to be looked at by whoever made the request.
+    pub stages: Stages,
 }
 
 impl Request {
@@ -205,6 +208,7 @@ impl Request {
             tools: None,
             answer_prefix: String::new(),
             cache_prompt: true,
+            stages: Stages::default(),
         }
     }
 }
@@ -441,6 +445,7 @@ impl Model {
             stop_ids: self.manifest.prompt.stop_ids().to_vec(),
             stop,
             cache_prompt: request.cache_prompt,
+            stages: request.stages,
             deadline: self.queue_timeout.map(|longest| Instant::now() + longest),
             ..Sequence::new(Vec::new(), events)
         };

@@ -17,15 +17,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use tokio::sync::mpsc::Sender;
 
 use crate::engine::{Engine, PromptPart, Sequence};
-use crate::event::{Event, Timings};
+use crate::event::Event;
 use crate::image_encoder::ImageEncoder;
 use crate::prompt::Piece;
+use crate::stages::{Running, Stage, Stages};
 use crate::{Error, Result};
 use cache::{Cache, Seen};
 use decoder::{Decoded, DecodedPicture, Decoder};
@@ -204,7 +204,6 @@ struct Worker {
 struct Pending {
     job: Job,
     keys: Vec<ImageKey>,
-    timings: Timings,
     /// Of each picture, none where encoding it failed.
     soft_prompts: Vec<Option<SoftPrompt>>,
 }
@@ -237,18 +236,13 @@ impl Worker {
         let mut new_pixels: Vec<(ImageKey, Tensor)> = Vec::new();
         let mut pending = Vec::with_capacity(batch.len());
         for decoded in batch {
-            let Decoded {
-                job,
-                pictures,
-                timings,
-            } = decoded;
+            let Decoded { job, pictures } = decoded;
             if job.is_over() {
                 continue;
             }
             pending.push(Pending {
                 job,
                 keys: pictures.iter().map(|(key, _)| *key).collect(),
-                timings,
                 soft_prompts: Vec::new(),
             });
             for (key, picture) in pictures {
@@ -256,7 +250,12 @@ impl Worker {
             }
         }
         let fresh: Vec<ImageKey> = new_pixels.iter().map(|(key, _)| *key).collect();
-        let mut together = Timings::default();
+        // What is done for them together is done for each.
+        let with_new: Vec<Stages> = pending
+            .iter()
+            .filter(|pending| pending.keys.iter().any(|key| fresh.contains(key)))
+            .map(|pending| pending.job.sequence.stages.clone())
+            .collect();
         loop {
             // Whoever has left needs no picture any more.
             new_pixels.retain(|(key, _)| pending.iter().any(|pending| pending.needs(key)));
@@ -265,20 +264,13 @@ impl Worker {
             }
             let rest = new_pixels.split_off(new_pixels.len().min(MAX_BATCH));
             let chunk = std::mem::replace(&mut new_pixels, rest);
-            match self.see(&chunk, &mut together) {
+            match self.see(&chunk, &with_new) {
                 Ok(new) => seen.extend(chunk.iter().map(|(key, _)| *key).zip(new)),
                 Err(error) => tracing::error!(%error, "a batch of pictures could not be encoded"),
             }
         }
-        let read = self.read(&mut pending, &seen, &mut together);
-        for mut pending in pending {
-            let is_new = pending.keys.iter().any(|key| fresh.contains(key));
-            if is_new {
-                pending.timings.vit = together.vit;
-            }
-            if is_new || read {
-                pending.timings.qformer = together.qformer;
-            }
+        self.read(&mut pending, &seen);
+        for pending in pending {
             self.hand_over(pending);
         }
         let mut cache = lock(&self.cache);
@@ -319,10 +311,10 @@ impl Worker {
     }
 
     /// Runs new pictures as far as the question does not matter.
-    fn see(&self, chunk: &[(ImageKey, Tensor)], timings: &mut Timings) -> Result<Vec<Seen>> {
+    fn see(&self, chunk: &[(ImageKey, Tensor)], requests: &[Stages]) -> Result<Vec<Seen>> {
         let pixels: Vec<&Tensor> = chunk.iter().map(|(_, pixels)| pixels).collect();
         let pixels = Tensor::stack(&pixels, 0)?;
-        let vision = timed(&mut timings.vit, || self.encoder.vision(&pixels))?;
+        let vision = during(requests, Stage::Vit, || self.encoder.vision(&pixels))?;
         add(&self.counters.batches, 1);
         add(&self.counters.pictures, chunk.len());
         if self.encoder.reads_instruction() {
@@ -331,18 +323,14 @@ impl Worker {
                 .map(|i| Ok(Seen::Vision(vision.get(i)?.copy()?)))
                 .collect();
         }
-        let soft_prompts = timed(&mut timings.qformer, || self.soft_prompts(&vision, &[]))?;
+        let read = || self.soft_prompts(&vision, &[]);
+        let soft_prompts = during(requests, Stage::Qformer, read)?;
         Ok(soft_prompts.into_iter().map(Seen::SoftPrompt).collect())
     }
 
     /// Gives each job the soft prompts of its pictures; where the Q-Former
-    /// reads instructions, this is where it does. Whether it did.
-    fn read(
-        &self,
-        pending: &mut [Pending],
-        seen: &HashMap<ImageKey, Seen>,
-        timings: &mut Timings,
-    ) -> bool {
+    /// reads instructions, this is where it does.
+    fn read(&self, pending: &mut [Pending], seen: &HashMap<ImageKey, Seen>) {
         // Place in `pending`, place among its pictures, and what to read.
         let mut readings: Vec<(usize, usize, &Tensor)> = Vec::new();
         for (job, pending) in pending.iter_mut().enumerate() {
@@ -359,6 +347,10 @@ impl Worker {
             }
         }
         for chunk in readings.chunks(MAX_BATCH) {
+            let mut jobs: Vec<usize> = chunk.iter().map(|(job, _, _)| *job).collect();
+            jobs.dedup();
+            let stages = |job: usize| pending[job].job.sequence.stages.clone();
+            let requests: Vec<Stages> = jobs.into_iter().map(stages).collect();
             let instructions: Vec<&str> = chunk
                 .iter()
                 .map(|(job, image, _)| {
@@ -367,7 +359,7 @@ impl Worker {
                 })
                 .collect();
             let vision: Vec<&Tensor> = chunk.iter().map(|(_, _, vision)| *vision).collect();
-            let read = timed(&mut timings.qformer, || {
+            let read = during(&requests, Stage::Qformer, || {
                 self.soft_prompts(&Tensor::stack(&vision, 0)?, &instructions)
             });
             match read {
@@ -379,7 +371,6 @@ impl Worker {
                 Err(error) => tracing::error!(%error, "a batch of pictures could not be read"),
             }
         }
-        !readings.is_empty()
     }
 
     fn soft_prompts(&self, vision: &Tensor, instructions: &[&str]) -> Result<Vec<SoftPrompt>> {
@@ -396,10 +387,7 @@ impl Worker {
 
     fn hand_over(&self, pending: Pending) {
         let Pending {
-            job,
-            timings,
-            soft_prompts,
-            ..
+            job, soft_prompts, ..
         } = pending;
         let prompt = job.pieces.into_iter().map(|piece| match piece {
             Piece::Tokens(ids) => Some(PromptPart::Tokens(ids)),
@@ -414,19 +402,16 @@ impl Worker {
             return fail(&events, Error::VisionFailed);
         };
         sequence.prompt = prompt;
-        sequence.timings = timings;
         if let Err(error) = self.engine.submit(sequence) {
             fail(&events, error);
         }
     }
 }
 
-/// What `work` gives; its seconds are added to `total`.
-fn timed<T>(total: &mut f64, work: impl FnOnce() -> T) -> T {
-    let started = Instant::now();
-    let result = work();
-    *total += started.elapsed().as_secs_f64();
-    result
+/// What `work` gives; its time is a stretch of each of the requests.
+fn during<T>(requests: &[Stages], stage: Stage, work: impl FnOnce() -> T) -> T {
+    let _running: Vec<Running> = requests.iter().map(|stages| stages.begin(stage)).collect();
+    work()
 }
 
 /// Tells a request that it failed. Its channel holds nothing yet, so there is

@@ -10,7 +10,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use bridge::event::{Event, Usage};
+use bridge::event::{Event, FinishReason, Usage};
 use prompts::CallReader;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Receiver;
@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::request::{AnswerRequest, Kind, body_fields};
 use crate::response::{Choice, Head};
 use crate::stream;
+use crate::traces::{CLIENT_LEFT, RequestSpan};
 use crate::{App, Backend, Error, Result, ServeOptions};
 
 /// An answer that is being generated. Dropping it cancels the generation and lets the next request in.
@@ -41,6 +42,10 @@ pub(crate) struct Answer {
     /// Choices that are not complete, and what those that are used.
     running: usize,
     usage: Usage,
+    finish_reasons: Vec<FinishReason>,
+    /// Whether it ended early, by a fault of its own.
+    failed: bool,
+    span: RequestSpan,
     /// The model's own name.
     name: String,
     metrics: Arc<Metrics>,
@@ -90,24 +95,30 @@ impl Answer {
                     (Event::Done(summary), _) => {
                         self.running = self.running.saturating_sub(1);
                         self.count(summary.usage, summary.choice);
+                        self.finish_reasons.push(summary.finish_reason);
                         if self.running == 0 {
                             let took = now - self.started;
                             self.metrics
                                 .answered(&self.name, self.usage, summary.timings, took);
+                            self.span.answered(self.usage, &self.finish_reasons);
                         }
                     }
-                    (Event::Error(_), _) => {}
+                    (Event::Error(_), _) => self.failed = true,
                 }
                 Ok(event)
             }
             Ok(None) => {
+                self.failed = true;
                 tracing::error!("the model stopped in the middle of an answer");
                 Err(Error::Internal)
             }
-            Err(_) => Err(Error::Timeout {
-                stage: self.deadline.stage,
-                seconds: self.deadline.after.as_secs(),
-            }),
+            Err(_) => {
+                self.failed = true;
+                Err(Error::Timeout {
+                    stage: self.deadline.stage,
+                    seconds: self.deadline.after.as_secs(),
+                })
+            }
         }
     }
 
@@ -166,6 +177,19 @@ impl Answer {
     pub(crate) fn model_error(&self, error: &bridge::Error) -> Error {
         Error::from_model(error, self.prompt_param, &self.image_param)
     }
+
+    /// The span of the request.
+    pub(crate) fn span(&self) -> &RequestSpan {
+        &self.span
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if self.running > 0 && !self.failed {
+            self.span.breaks(CLIENT_LEFT);
+        }
+    }
 }
 
 /// `POST /v1/chat/completions`
@@ -189,6 +213,7 @@ async fn answer<B: Backend>(
     State(app): State<Arc<App<B>>>,
     request: Request,
 ) -> Result<Response> {
+    let span = RequestSpan::of(&request);
     app.models.is_ready()?;
     // Before the body is read: a request that finds no room costs nothing.
     let mut permit = app.admit()?;
@@ -197,14 +222,16 @@ async fn answer<B: Backend>(
     let body = read_body(request, &app.options).await?;
     // Megabytes of JSON and base64, then templates and tokenizing: not for the async runtime.
     let parser = app.clone();
+    let of = span.clone();
     let (asked, name, model, permit) = blocking(move || {
         let mut fields = body_fields(&body, kind.table())?;
         drop(body);
-        let name = as_string(fields.required("model")?, "model")?;
-        let (name, model) = parser.models.get(&name)?;
+        let asked_name = as_string(fields.required("model")?, "model")?;
+        let (name, model) = parser.models.get(&asked_name)?;
         let sampling = model.default_sampling();
         let syntax = model.call_syntax();
         let asked = AnswerRequest::parse(kind, fields, sampling, &syntax, &parser.options)?;
+        of.asks(kind, &asked_name, name, &asked.requests);
         let prompts = asked.requests.len();
         if prompts > parser.options.max_requests {
             let most = parser.options.max_requests;
@@ -254,6 +281,9 @@ async fn answer<B: Backend>(
             started,
             last_event: None,
             usage: Usage::default(),
+            finish_reasons: Vec::new(),
+            failed: false,
+            span,
             name,
             metrics: app.metrics.clone(),
             _model: model,
@@ -285,7 +315,10 @@ pub(crate) async fn read_body(request: Request, options: &ServeOptions) -> Resul
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
+    // What it logs is of the same request.
+    let span = tracing::Span::current();
+    let work = tokio::task::spawn_blocking(move || span.in_scope(work));
+    work.await.map_err(|error| {
         tracing::error!(%error, "a request failed");
         Error::Internal
     })?

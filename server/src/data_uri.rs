@@ -18,7 +18,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// not looked at: what a picture is, its own bytes say.
 ///
 /// # Errors
-/// It is not base64, or too long; `param` is the field that holds it.
+/// It is not base64, empty, or larger: a refusal of the field `param`.
 pub fn decode(rest: &str, limit: usize, param: &str) -> Result<Arc<[u8]>> {
     let (kind, data) = rest
         .split_once(',')

@@ -292,6 +292,11 @@ impl Error {
         }
     }
 
+    /// The error's name on the wire.
+    pub(crate) fn code(&self) -> &'static str {
+        self.status_and_code().1
+    }
+
     /// The HTTP status and OpenAI's `code`.
     fn status_and_code(&self) -> (StatusCode, &'static str) {
         match self {

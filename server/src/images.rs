@@ -53,6 +53,15 @@ impl Images {
         }
     }
 
+    /// The encoded picture files that came with the request.
+    pub(crate) fn here(self) -> Vec<Arc<[u8]>> {
+        let here = self.sources.into_iter().filter_map(|source| match source {
+            Source::Here(bytes) => Some(bytes),
+            Source::Remote(..) => None,
+        });
+        here.collect()
+    }
+
     /// The encoded picture files; the remote ones are fetched within one deadline. Together they may have as many bytes as
     /// a body, so that what requests hold in memory stays bounded wherever their pictures are.
     pub(crate) async fn load(self, options: &ServeOptions) -> Result<Vec<Arc<[u8]>>> {

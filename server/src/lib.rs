@@ -32,6 +32,7 @@ mod tables;
 mod tls;
 mod tokens;
 mod tools;
+mod traces;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -55,12 +56,15 @@ pub use media::MediaDir;
 pub use models::Source;
 pub use options::ServeOptions;
 pub use origin::CorsOrigin;
+pub use request::read_chat;
 pub use serve::serve;
 pub use tls::Tls;
+pub use traces::Traces;
 
 use metrics::Metrics;
 use models::Models;
 use openapi::Api;
+use traces::RequestSpan;
 
 /// Longest `x-request-id` that is taken from a client.
 const MAX_REQUEST_ID: usize = 128;
@@ -109,11 +113,15 @@ pub fn router<B: Backend>(models: Vec<Source<B>>, options: ServeOptions) -> Resu
 
 /// The routes; `local` where only this machine reaches them and nobody shows a key.
 fn routes<B: Backend>(app: Arc<App<B>>, local: bool) -> Router {
-    // The outermost layer is first: the id is there before anything is logged, and is sent back with what a panic
-    // is turned into.
+    // The outermost layer is first: the ids are there before anything is logged, and the request's is sent back with
+    // what a panic is turned into.
     let layers = ServiceBuilder::new()
         .map_request(without_odd_id)
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
+        .layer(from_fn_with_state(
+            app.options.traces.clone(),
+            traces::trace,
+        ))
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(span)
@@ -176,7 +184,8 @@ fn span(request: &Request) -> tracing::Span {
     let id = id
         .and_then(|id| id.header_value().to_str().ok())
         .unwrap_or_default();
-    tracing::info_span!("request", method = %request.method(), path = request.uri().path(), id)
+    let trace_id = RequestSpan::of(request).trace_id();
+    tracing::info_span!("request", method = %request.method(), path = request.uri().path(), id, trace_id)
 }
 
 fn unix_seconds() -> u64 {

@@ -219,6 +219,9 @@ pub(crate) async fn metrics<B: Backend>(State(app): State<Arc<App<B>>>) -> Resul
     let activities = loaded.map(|(name, model)| (name.to_owned(), model.activity()));
     let mut models = Registry::with_prefix("qbridge");
     models.register_collector(Box::new(Activities(activities.collect())));
+    if let Some(traces) = &app.options.traces {
+        models.register_collector(Box::new(traces.counts()));
+    }
     let mut text = String::new();
     encode_registry(&mut text, &app.metrics.registry)
         .and_then(|()| encode_registry(&mut text, &models))

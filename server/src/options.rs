@@ -9,6 +9,7 @@ use crate::fetch::Fetcher;
 use crate::media::MediaDir;
 use crate::origin::CorsOrigin;
 use crate::tls::Tls;
+use crate::traces::Traces;
 
 /// Most bytes of a request's body.
 pub const MAX_BODY_BYTES: usize = 32 << 20;
@@ -64,6 +65,8 @@ pub struct ServeOptions {
     pub request_timeout: Duration,
     /// Longest time that running requests get to end when the server stops.
     pub shutdown_grace: Duration,
+    /// Where spans of requests go; nowhere without.
+    pub traces: Option<Arc<Traces>>,
 }
 
 impl Default for ServeOptions {
@@ -85,6 +88,7 @@ impl Default for ServeOptions {
             first_token_timeout: FIRST_TOKEN_TIMEOUT,
             request_timeout: REQUEST_TIMEOUT,
             shutdown_grace: SHUTDOWN_GRACE,
+            traces: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 use bridge::constraint::Format;
 use bridge::engine::Sampling;
 use bridge::model::{Prompt, Request, ToolChoice, Tools};
-use prompts::CallReader;
+use prompts::{CallReader, CallSyntax};
 use serde_json::Value;
 
 use crate::content;
@@ -156,6 +156,28 @@ impl AnswerRequest {
             names_tier,
         })
     }
+}
+
+/// What the body of `POST /v1/chat/completions` asks of a model with such a sampling by default, which writes calls in
+/// `syntax` (or says why it writes none): as the server reads it, but for the model's name and for fetching pictures.
+///
+/// # Errors
+/// The refusal that the request is answered with.
+pub fn read_chat(
+    body: &[u8],
+    sampling: Sampling,
+    syntax: &prompts::Result<CallSyntax>,
+    options: &ServeOptions,
+) -> Result<Request> {
+    let mut fields = body_fields(body, Kind::Chat.table())?;
+    as_string(fields.required("model")?, "model")?;
+    let asked = AnswerRequest::parse(Kind::Chat, fields, sampling, syntax, options)?;
+    let images = asked.images.here();
+    let request = asked.requests.into_iter().next();
+    let request = request.ok_or_else(|| Error::Missing {
+        param: Kind::Chat.prompt_param().to_owned(),
+    })?;
+    Ok(Request { images, ..request })
 }
 
 /// The fields of a body.

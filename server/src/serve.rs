@@ -4,6 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum_server::accept::NoDelayAcceptor;
 use axum_server::tls_rustls::RustlsAcceptor;
@@ -13,8 +14,11 @@ use tokio::net::TcpListener;
 use crate::models::Models;
 use crate::{App, Backend, Error, Result, ServeOptions, Source, routes};
 
+/// Time for the last spans of traces, though answers took all that there was to end.
+const LEAST_FLUSH: Duration = Duration::from_secs(1);
+
 /// Serves on `listener` until `shutdown` resolves; then lets running requests end, for [`ServeOptions::shutdown_grace`] at
-/// most. The models are loaded beside the server, one after the other: until that is over, `/health` is well, `/ready` is
+/// most, which spans of traces that were not sent yet share. The models are loaded beside the server, one after the other: until that is over, `/health` is well, `/ready` is
 /// not, and everything else is told to come back. Then `on_ready` is called.
 ///
 /// `shutdown` is not asked before: there is nothing to end gently.
@@ -51,7 +55,13 @@ pub async fn serve<B: Backend>(
         listened = &mut listening => return listened,
         () = shutdown => handle.graceful_shutdown(Some(app.options.shutdown_grace)),
     }
-    listening.await
+    let stopped = Instant::now();
+    let listened = listening.await;
+    if let Some(traces) = &app.options.traces {
+        let left = app.options.shutdown_grace.saturating_sub(stopped.elapsed());
+        traces.shutdown(left.max(LEAST_FLUSH)).await;
+    }
+    listened
 }
 
 /// Refuses to answer a whole network without keys, unless that is said to be meant: most of the servers of this kind that
@@ -99,10 +109,7 @@ async fn listen<B: Backend>(
 }
 
 /// A connection that sends no request for so long is closed.
-fn limit<A>(
-    mut server: Server<SocketAddr, A>,
-    patience: std::time::Duration,
-) -> Server<SocketAddr, A> {
+fn limit<A>(mut server: Server<SocketAddr, A>, patience: Duration) -> Server<SocketAddr, A> {
     server
         .http_builder()
         .http1()

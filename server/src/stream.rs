@@ -173,6 +173,7 @@ impl Stream {
     }
 
     fn fail(&mut self, error: &Error) {
+        self.answer.span().breaks(error.code());
         self.pending.push_back(error.body().to_string());
         self.end();
     }

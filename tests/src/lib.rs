@@ -8,6 +8,7 @@ pub mod hub;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Folder of the golden files.
@@ -194,7 +195,8 @@ pub fn count_lines(bytes: &[u8]) -> usize {
 
 /// A running `qbridge serve`, stopped when dropped.
 pub struct Server {
-    process: Child,
+    process: Stopped,
+    log: JoinHandle<String>,
     /// `http://127.0.0.1:PORT/v1`
     pub url: String,
 }
@@ -227,13 +229,45 @@ impl Server {
             .find_map(|line| Some(line[line.find("http://")?..].trim().to_owned()))
             .expect("the server says where it listens");
         // Keeps the pipe drained, so that the server never blocks on its logs.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { process, url }
+        let log = std::thread::spawn(move || {
+            let mut log = String::new();
+            for line in lines.map_while(Result::ok) {
+                log.extend([line.as_str(), "\n"]);
+            }
+            log
+        });
+        Self {
+            process: Stopped(process),
+            log,
+            url,
+        }
+    }
+
+    /// Asks it to stop, as service managers do, and waits until it has; what it logged.
+    ///
+    /// # Panics
+    /// It has not stopped after a minute, or failed.
+    pub fn stop(mut self) -> String {
+        let process = &mut self.process.0;
+        let pid = process.id().to_string();
+        let asked = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(asked.expect("kill").success());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let status = loop {
+            match process.try_wait().expect("a child") {
+                Some(status) => break status,
+                None => assert!(Instant::now() < deadline, "the server does not stop"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let log = self.log.join().expect("a log");
+        assert!(status.success(), "{status}: {log}");
+        log
     }
 
     /// The id of the process.
     pub fn pid(&self) -> u32 {
-        self.process.id()
+        self.process.0.id()
     }
 
     /// Posts JSON to `path` under the API's root; status and body.
@@ -270,10 +304,13 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+/// A process that ends with the test.
+struct Stopped(Child);
+
+impl Drop for Stopped {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

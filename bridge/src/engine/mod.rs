@@ -53,9 +53,10 @@ use lane::Lanes;
 use sha2::{Digest, Sha256};
 
 use crate::constraint::Constraint;
-use crate::event::{Event, Timings};
+use crate::event::Event;
 use crate::language_model::LanguageModel;
 use crate::llama::MAX_SEQUENCES;
+use crate::stages::{Running, Stage, Stages};
 use crate::{Error, Result};
 
 /// Most biases of a request: each costs a little for every token.
@@ -243,8 +244,8 @@ pub struct Sequence {
     /// When it is too late to begin: who still waits for a slot then is told
     /// [`Error::QueueTimeout`].
     pub deadline: Option<Instant>,
-    /// What the stages before the engine took; the engine adds its own.
-    pub timings: Timings,
+    /// Where its time goes: the stages before the engine, and the engine's own.
+    pub stages: Stages,
 }
 
 impl Sequence {
@@ -266,7 +267,7 @@ impl Sequence {
             cache_prompt: true,
             events,
             deadline: None,
-            timings: Timings::default(),
+            stages: Stages::default(),
         }
     }
 }
@@ -418,10 +419,10 @@ impl Engine {
             }
         }
         state.waiting.push_back(Waiting {
+            queued: sequence.stages.begin(Stage::Queue),
             sequence,
             need,
             keys,
-            since: Instant::now(),
         });
         drop(state);
         self.shared.wake.notify_one();
@@ -613,7 +614,7 @@ struct Waiting {
     need: Need,
     /// Of each row of the prompt, or none where they are not to be shared.
     keys: Vec<RowKey>,
-    since: Instant,
+    queued: Running,
 }
 
 impl Waiting {

@@ -1,7 +1,5 @@
 //! One admitted request, from its prompt to its last token.
 
-use std::time::Instant;
-
 use super::answer::{Answer, Ending, Limits};
 use super::beam::{BeamSearch, Hypothesis, Step, log_softmax};
 use super::cells::{Admission, RowKey};
@@ -12,9 +10,10 @@ use super::sampling::{Candidates, PENALTY_WINDOW, Sampler, likeliest};
 use super::stop::StopStrings;
 use super::{PromptPart, Waiting};
 use crate::constraint::Constraint;
-use crate::event::{Event, Summary, Timings, TokenLogprob, TokenLogprobs, Usage};
+use crate::event::{Event, Summary, TokenLogprob, TokenLogprobs, Usage};
 use crate::language_model::LanguageModel;
 use crate::llama::{Context, Row};
+use crate::stages::{Running, Stage, Stages};
 use crate::{Error, Result};
 
 /// A request that holds KV cells.
@@ -44,9 +43,10 @@ pub(super) struct Slot {
     rules: Rules,
     max_tokens: usize,
     usage: Usage,
-    timings: Timings,
-    admitted: Instant,
-    first_token: Option<Instant>,
+    stages: Stages,
+    /// Prefill, then decode, then nothing.
+    running: Option<Running>,
+    has_first_token: bool,
 }
 
 /// How tokens are chosen.
@@ -101,12 +101,11 @@ impl Slot {
             sequence,
             need,
             keys,
-            since,
+            queued,
         } = waiting;
         let Admission { sequences, shared } = admission;
-        let admitted = Instant::now();
-        let mut timings = sequence.timings;
-        timings.queue = admitted.duration_since(since).as_secs_f64();
+        drop(queued);
+        let running = Some(sequence.stages.begin(Stage::Prefill));
         let (encoder_input, prompt) = match model.decoder_start() {
             None => (Vec::new(), sequence.prompt),
             Some(start) => (sequence.prompt, vec![PromptPart::Tokens(vec![start])]),
@@ -201,9 +200,9 @@ impl Slot {
                 cached_tokens: shared,
                 completion_tokens: 0,
             },
-            timings,
-            admitted,
-            first_token: None,
+            stages: sequence.stages,
+            running,
+            has_first_token: false,
         };
         slot.advance(shared, model.n_embd());
         slot
@@ -334,15 +333,19 @@ impl Slot {
         model: &LanguageModel,
         scratch: &mut Scratch,
     ) -> Result<bool> {
-        if self.first_token.is_none() {
-            let now = Instant::now();
-            self.timings.prefill = now.duration_since(self.admitted).as_secs_f64();
-            self.first_token = Some(now);
+        if !self.has_first_token {
+            self.has_first_token = true;
+            self.running = None;
+            self.running = Some(self.stages.begin(Stage::Decode));
         }
-        match self.search {
+        let is_complete = match self.search {
             Search::Sample(_) => self.sample(rows, context, model, scratch),
             Search::Beams { .. } => self.extend_beams(rows, context, model, scratch),
+        }?;
+        if is_complete {
+            self.running = None;
         }
+        Ok(is_complete)
     }
 
     /// Draws the next token of each answer that goes on, or the first of all from the
@@ -467,9 +470,6 @@ impl Slot {
         mean_logprob: Option<f32>,
         ending: Ending,
     ) {
-        if let Some(first) = self.first_token {
-            self.timings.decode = first.elapsed().as_secs_f64();
-        }
         self.outbox.push(Event::Done(Summary {
             choice,
             finish_reason: ending.finish_reason,
@@ -477,7 +477,7 @@ impl Slot {
                 completion_tokens,
                 ..self.usage
             },
-            timings: self.timings,
+            timings: self.stages.timings(),
             text: ending.text,
             logprobs: ending.logprobs,
             mean_logprob,

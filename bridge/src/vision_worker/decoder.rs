@@ -7,18 +7,16 @@ use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 
 use super::cache::{Cache, Seen};
-use super::{ImageKey, Job, fail, lock, timed};
+use super::{ImageKey, Job, fail, lock};
 use crate::Result;
-use crate::event::Timings;
 use crate::image_encoder::ImageEncoder;
+use crate::stages::{Stage, Stages};
 
 /// A job whose pictures are decoded.
 pub(super) struct Decoded {
     pub(super) job: Job,
     /// In its order.
     pub(super) pictures: Vec<(ImageKey, DecodedPicture)>,
-    /// What that took.
-    pub(super) timings: Timings,
 }
 
 /// A picture on its way to the ViT.
@@ -46,18 +44,13 @@ impl Decoder {
             if job.is_over() {
                 continue;
             }
-            let mut timings = Timings::default();
             let pictures = job
                 .images
                 .iter()
-                .map(|file| self.decode(file, &mut timings))
+                .map(|file| self.decode(file, &job.sequence.stages))
                 .collect();
             let decoded = match pictures {
-                Ok(pictures) => Decoded {
-                    job,
-                    pictures,
-                    timings,
-                },
+                Ok(pictures) => Decoded { job, pictures },
                 Err(error) => {
                     fail(&job.sequence.events, error);
                     continue;
@@ -69,15 +62,15 @@ impl Decoder {
         }
     }
 
-    fn decode(&self, file: &[u8], timings: &mut Timings) -> Result<(ImageKey, DecodedPicture)> {
+    fn decode(&self, file: &[u8], stages: &Stages) -> Result<(ImageKey, DecodedPicture)> {
         let key: ImageKey = Sha256::digest(file).into();
         // Not held while a picture is decoded.
         let known = lock(&self.cache).get(&key);
         if let Some(seen) = known {
             return Ok((key, DecodedPicture::Seen(seen)));
         }
-        let image = timed(&mut timings.image_decode, || self.encoder.decode(file))?;
-        let pixels = timed(&mut timings.preprocess, || self.encoder.preprocess(&image))?;
+        let image = stages.during(Stage::ImageDecode, || self.encoder.decode(file))?;
+        let pixels = stages.during(Stage::Preprocess, || self.encoder.preprocess(&image))?;
         Ok((key, DecodedPicture::Pixels(pixels)))
     }
 }

@@ -24,6 +24,7 @@ Examples:
   qbridge serve --config serve.toml
   qbridge serve demo --host 0.0.0.0 --port 9000 --slots 8 --api-key-file keys.txt
   qbridge serve demo --allow-remote-images=images.example.com,*.example.org
+  qbridge serve demo --otlp-endpoint http://127.0.0.1:4318 --log-format json
   qbridge serve demo --tls-cert chain.pem --tls-key key.pem --cors-origin https://app.example.com"
 )]
 pub struct ServeArgs {
@@ -111,6 +112,10 @@ pub struct ServeArgs {
     /// Form of the log on stderr
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "QBRIDGE_LOG_FORMAT")]
     pub log_format: LogFormat,
+    /// OpenTelemetry collector that traces go to by OTLP over HTTP; those of the environment (OTEL_EXPORTER_OTLP_ENDPOINT
+    /// and so on) where none is given
+    #[arg(long, value_name = "URL", env = "QBRIDGE_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// Directory below which file:// URLs may name pictures
     #[arg(long, env = "QBRIDGE_MEDIA_PATH")]
     pub media_path: Option<PathBuf>,

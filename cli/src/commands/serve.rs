@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use bridge::bundle::Manifest;
 use bridge::model::{Model, ModelOptions};
 use server::fetch::{FetchOptions, Fetcher, UrlPolicy};
-use server::{ApiKeys, MediaDir, ServeOptions, Source, Tls};
+use server::{ApiKeys, MediaDir, ServeOptions, Source, Tls, Traces};
 
 use super::model_options;
 use crate::args::ServeArgs;
@@ -20,14 +20,16 @@ const API_KEYS: &str = "QBRIDGE_API_KEYS";
 
 /// Runs the command until SIGINT or SIGTERM.
 pub fn run(args: &ServeArgs) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let entered = runtime.enter();
     let options = serve_options(args)?;
+    drop(entered);
     let models = models(args)?;
     let scheme = if options.tls.is_some() {
         "https"
     } else {
         "http"
     };
-    let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind((args.host.as_str(), args.port))
             .await
@@ -107,6 +109,7 @@ fn serve_options(args: &ServeArgs) -> Result<ServeOptions> {
         max_requests: usize::from(args.slots) + usize::from(args.queue),
         first_token_timeout: Duration::from_secs(args.first_token_timeout.into()),
         request_timeout: Duration::from_secs(args.request_timeout.into()),
+        traces: Traces::from_env(args.otlp_endpoint.as_deref())?.map(Arc::new),
         ..ServeOptions::default()
     })
 }
