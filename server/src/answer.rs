@@ -10,7 +10,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use bridge::event::{Event, FinishReason, Usage};
+use bridge::event::{Event, FinishReason, Timings, Usage};
 use prompts::CallReader;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Receiver;
@@ -46,6 +46,9 @@ pub(crate) struct Answer {
     /// Whether it ended early, by a fault of its own.
     failed: bool,
     span: RequestSpan,
+    /// What the choice that ended last took by stage, where that is to be told, and all of it.
+    timings: Option<(Timings, Duration)>,
+    tells_timings: bool,
     /// The model's own name.
     name: String,
     metrics: Arc<Metrics>,
@@ -98,6 +101,7 @@ impl Answer {
                         self.finish_reasons.push(summary.finish_reason);
                         if self.running == 0 {
                             let took = now - self.started;
+                            self.timings = self.tells_timings.then_some((summary.timings, took));
                             self.metrics
                                 .answered(&self.name, self.usage, summary.timings, took);
                             self.span.answered(self.usage, &self.finish_reasons);
@@ -166,6 +170,11 @@ impl Answer {
     /// What all choices that are complete used.
     pub(crate) fn usage(&self) -> Usage {
         self.usage
+    }
+
+    /// What the answer took by stage and in all, once it is complete: where that was asked for.
+    pub(crate) fn timings(&self) -> Option<(Timings, Duration)> {
+        self.timings
     }
 
     /// Choices, of all prompts together.
@@ -251,6 +260,7 @@ async fn answer<B: Backend>(
         images,
         stream,
         include_usage,
+        timings,
         logprobs,
         calls,
         names_tier,
@@ -284,6 +294,8 @@ async fn answer<B: Backend>(
             finish_reasons: Vec::new(),
             failed: false,
             span,
+            timings: None,
+            tells_timings: timings,
             name,
             metrics: app.metrics.clone(),
             _model: model,
@@ -352,7 +364,7 @@ async fn whole(
                     choice.finish(summary.finish_reason);
                 }
                 if answer.is_complete() {
-                    let completion = head.completion(&choices, answer.usage());
+                    let completion = head.completion(&choices, answer.usage(), answer.timings());
                     return Ok(Json(completion).into_response());
                 }
             }

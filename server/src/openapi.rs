@@ -8,6 +8,7 @@ use std::sync::Arc;
 use axum::handler::Handler;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
+use bridge::event::Timings;
 use serde_json::{Map, Value, json};
 
 use crate::App;
@@ -327,6 +328,15 @@ fn answers() -> Map<String, Value> {
         }
         schema
     };
+    // In the last that is sent of an answer, where it was asked for.
+    let with_timings = |mut schema: Value| {
+        schema["properties"]["timings"] = reference("Timings");
+        schema
+    };
+    let seconds = json!({"type": "number", "minimum": 0});
+    let stages = Timings::default().stages().map(|(stage, _)| stage);
+    let stages = stages.into_iter().chain(["total"]);
+    let timings = stages.map(|stage| (stage.to_owned(), seconds.clone()));
     let mut error = object(json!({
         "message": string,
         "type": {"type": "string", "enum": ["invalid_request_error", "rate_limit_error", "server_error"]},
@@ -382,7 +392,8 @@ fn answers() -> Map<String, Value> {
             })),
         })),
         "Logprobs": {"type": "object"},
-        "ChatCompletion": with_usage(
+        "Timings": object(timings.collect()),
+        "ChatCompletion": with_timings(with_usage(
             completion("chat.completion", json!({
                 "index": count,
                 "message": message,
@@ -391,8 +402,8 @@ fn answers() -> Map<String, Value> {
             })),
             reference("Usage"),
             true,
-        ),
-        "ChatCompletionChunk": with_usage(
+        )),
+        "ChatCompletionChunk": with_timings(with_usage(
             completion("chat.completion.chunk", json!({
                 "index": count,
                 "delta": delta,
@@ -401,8 +412,8 @@ fn answers() -> Map<String, Value> {
             })),
             nullable(reference("Usage")),
             false,
-        ),
-        "Completion": with_usage(
+        )),
+        "Completion": with_timings(with_usage(
             completion("text_completion", json!({
                 "index": count,
                 "text": string,
@@ -411,7 +422,7 @@ fn answers() -> Map<String, Value> {
             })),
             nullable(reference("Usage")),
             false,
-        ),
+        )),
     });
     match schemas {
         Value::Object(schemas) => schemas,

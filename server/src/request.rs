@@ -54,6 +54,8 @@ pub(crate) struct AnswerRequest {
     pub(crate) stream: bool,
     /// Whether a stream ends with its usage.
     pub(crate) include_usage: bool,
+    /// Whether the seconds of each stage are told.
+    pub(crate) timings: bool,
     /// Whether the log-probabilities of tokens are told.
     pub(crate) logprobs: bool,
     /// Reads calls of functions out of a choice, where there may be any.
@@ -122,6 +124,7 @@ impl AnswerRequest {
         let stop = stop(&mut fields)?;
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = include_usage(&mut fields, stream)?;
+        let timings = fields.boolean("timings")?.unwrap_or(false);
         let cache_prompt = fields.boolean("cache_prompt")?.unwrap_or(true);
         fields.finish()?;
         // Last, since decoding pictures is the one step that costs something.
@@ -151,6 +154,7 @@ impl AnswerRequest {
             images,
             stream,
             include_usage,
+            timings,
             logprobs: top_logprobs.is_some(),
             calls,
             names_tier,

@@ -1,6 +1,8 @@
 //! Answers and their pieces as OpenAI writes them.
 
-use bridge::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
+use std::time::Duration;
+
+use bridge::event::{FinishReason, Timings, TokenLogprob, TokenLogprobs, Usage};
 use prompts::{CallReader, Said};
 use serde_json::{Map, Value, json};
 
@@ -131,7 +133,12 @@ impl Head {
     }
 
     /// A whole answer.
-    pub(crate) fn completion(&self, choices: &[Choice], usage: Usage) -> Value {
+    pub(crate) fn completion(
+        &self,
+        choices: &[Choice],
+        usage: Usage,
+        timings: Option<(Timings, Duration)>,
+    ) -> Value {
         let object = match self.kind {
             Kind::Chat => "chat.completion",
             Kind::Text => "text_completion",
@@ -148,6 +155,7 @@ impl Head {
         });
         let mut answer = self.object(object, choices.collect());
         answer["usage"] = self::usage(usage);
+        add_timings(&mut answer, timings);
         answer
     }
 
@@ -331,6 +339,14 @@ fn token(of: &TokenLogprob) -> Value {
         "bytes": (!of.bytes.is_empty()).then_some(&of.bytes),
         "logprob": of.logprob.max(LEAST_LOGPROB),
     })
+}
+
+/// Adds seconds by stage, and those of the whole request, to the last that is sent of an answer.
+pub(crate) fn add_timings(last: &mut Value, timings: Option<(Timings, Duration)>) {
+    if let Some((timings, total)) = timings {
+        last["timings"] = timings.stages().into_iter().collect();
+        last["timings"]["total"] = json!(total.as_secs_f64());
+    }
 }
 
 /// Pictures count with the rows they take in the prompt.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::answer::Answer;
-use crate::response::Head;
+use crate::response::{Head, add_timings};
 use crate::tools::{call_id, said};
 
 /// A comment is sent when nothing else was for so long, so that nothing on the way gives up.
@@ -160,14 +160,19 @@ impl Stream {
         let rest = reader.and_then(|choice| Some(choice.reader.as_mut()?.finish()));
         self.push_said(choice, rest.unwrap_or_default(), &[]);
         let calls = self.choices.get(choice).map_or(0, |choice| choice.calls);
-        self.push_chunk(self.head.ending(choice, summary.finish_reason, calls));
+        let mut ending = self.head.ending(choice, summary.finish_reason, calls);
         if !self.answer.is_complete() {
-            return;
+            return self.push_chunk(ending);
         }
+        let timings = self.answer.timings();
         if self.include_usage {
-            let usage = self.answer.usage();
-            self.pending
-                .push_back(self.head.usage_chunk(usage).to_string());
+            self.push_chunk(ending);
+            let mut last = self.head.usage_chunk(self.answer.usage());
+            add_timings(&mut last, timings);
+            self.pending.push_back(last.to_string());
+        } else {
+            add_timings(&mut ending, timings);
+            self.push_chunk(ending);
         }
         self.end();
     }

@@ -126,6 +126,11 @@ const ANSWER: &[Field] = &[
         "Allowed only with stream.",
     ),
     optional(
+        "timings",
+        Boolean,
+        "Tell the seconds spent in each stage; false by default.",
+    ),
+    optional(
         "n",
         Integer(1, 128),
         "Answers to choose from, at most the sequences that the server computes at once; with num_beams the best.",

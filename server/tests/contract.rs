@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use axum::http::Request;
 use bridge::constraint::Format;
-use bridge::event::FinishReason;
+use bridge::event::{Event, FinishReason, Timings};
 use bridge::model::{self, Prompt, ToolChoice};
 use common::*;
 use serde_json::{Value, json};
@@ -225,7 +225,7 @@ fn of_text() -> Vec<(&'static str, Value, Does)> {
 }
 
 /// What this server has beyond OpenAI's reference, or of the other route's.
-const EXTENSIONS: [&str; 8] = [
+const EXTENSIONS: [&str; 9] = [
     "cache_prompt",
     "length_penalty",
     "min_p",
@@ -233,6 +233,7 @@ const EXTENSIONS: [&str; 8] = [
     "num_beams",
     "repeat_penalty",
     "repetition_penalty",
+    "timings",
     "top_k",
 ];
 
@@ -478,6 +479,61 @@ async fn answers_have_openais_keys_and_no_others() {
             .iter()
             .all(|event| event["service_tier"] == "default")
     );
+}
+
+/// Beyond OpenAI's: nobody is told who did not ask.
+#[tokio::test]
+async fn timings_come_with_the_last_that_is_sent() {
+    let timings = Timings {
+        prefill: 0.5,
+        decode: 2.0,
+        ..Timings::default()
+    };
+    for path in [CHAT, TEXT] {
+        let timed = || {
+            script(move || {
+                let mut events = dog();
+                if let Some(Event::Done(summary)) = events.last_mut() {
+                    summary.timings = timings;
+                }
+                events
+            })
+        };
+        let ask = async |fields: Value| {
+            let asked = request("POST", path, body(path, &fields).to_string());
+            send(router(timed(), ServeOptions::default()), asked).await
+        };
+        let whole = ask(json!({"timings": true})).await.json();
+        let told = &whole["timings"];
+        assert_eq!(
+            keys(told),
+            [
+                "decode",
+                "image_decode",
+                "prefill",
+                "preprocess",
+                "qformer",
+                "queue",
+                "total",
+                "vit"
+            ]
+        );
+        assert_eq!(
+            (&told["prefill"], &told["decode"]),
+            (&json!(0.5), &json!(2.0))
+        );
+        assert!(told["total"].as_f64().unwrap() > 0.0);
+        for options in [json!(null), json!({"include_usage": true})] {
+            let fields = json!({"timings": true, "stream": true, "stream_options": options});
+            let mut events = ask(fields).await.events();
+            assert_eq!(events.pop(), Some(json!("[DONE]")));
+            let last = events.pop().unwrap();
+            assert_eq!(last["timings"]["prefill"], 0.5);
+            assert!(events.iter().all(|event| event["timings"].is_null()));
+        }
+        let untold = ask(json!({"timings": false})).await.json();
+        assert!(untold.get("timings").is_none());
+    }
 }
 
 /// An id of a request is on whatever is sent back: the client's own, where it sends one.
