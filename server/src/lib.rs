@@ -23,6 +23,7 @@ mod models;
 mod openapi;
 mod options;
 mod origin;
+mod page;
 mod request;
 mod response;
 mod schema;
@@ -147,6 +148,9 @@ fn routes<B: Backend>(app: Arc<App<B>>, local: bool) -> Router {
         .fallback(|| async { Error::NotFound })
         .layer(from_fn_with_state(app.clone(), auth::authorize::<B>));
     // What is added here needs no key.
+    if app.options.page {
+        api.router = api.router.merge(page::routes());
+    }
     let api = api
         .get(&openapi::HEALTH, models::health)
         .get(&openapi::READY, models::ready::<B>);

@@ -42,6 +42,8 @@ pub struct ServeOptions {
     pub hosts: Vec<String>,
     /// Pages that may use the server from a browser; none by default.
     pub cors_origins: Vec<CorsOrigin>,
+    /// Serve the page at `/`, which needs no key itself.
+    pub page: bool,
     /// Certificate and key of `https`; plain `http` without.
     pub tls: Option<Tls>,
     /// What fetches pictures from `http` and `https` URLs; without, they are refused.
@@ -77,6 +79,7 @@ impl Default for ServeOptions {
             no_auth: false,
             hosts: Vec::new(),
             cors_origins: Vec::new(),
+            page: true,
             tls: None,
             fetcher: None,
             media: None,

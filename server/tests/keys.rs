@@ -35,9 +35,9 @@ async fn a_key_opens_everything() {
     }
 }
 
-/// All routes but two, those that do not exist too: the list of open ones is the exception, not the rule.
+/// All routes but two and the files of the page, those that do not exist too: the list of open ones is the exception.
 #[tokio::test]
-async fn without_a_key_nothing_but_health_is_told() {
+async fn without_a_key_nothing_but_health_and_the_page_is_told() {
     for (method, path) in [
         ("POST", "/v1/chat/completions"),
         ("GET", "/v1/chat/completions"),
@@ -48,7 +48,7 @@ async fn without_a_key_nothing_but_health_is_told() {
         ("POST", "/tokenize"),
         ("POST", "/detokenize"),
         ("GET", "/metrics"),
-        ("GET", "/"),
+        ("GET", "/page"),
         ("GET", "/nothing"),
     ] {
         let answer = send(guarded(), request(method, path, Body::empty())).await;

@@ -22,6 +22,7 @@ Examples:
   qbridge serve demo
   qbridge serve demo blip2=/srv/bundles/blip2-opt --alias gpt-4o-mini=blip2
   qbridge serve --config serve.toml
+  qbridge serve demo --no-ui
   qbridge serve demo --host 0.0.0.0 --port 9000 --slots 8 --api-key-file keys.txt
   qbridge serve demo --allow-remote-images=images.example.com,*.example.org
   qbridge serve demo --otlp-endpoint http://127.0.0.1:4318 --log-format json
@@ -89,6 +90,9 @@ pub struct ServeArgs {
         env = "QBRIDGE_CORS_ORIGIN"
     )]
     pub cors_origins: Vec<server::CorsOrigin>,
+    /// Do not serve the page at /
+    #[arg(long, env = "QBRIDGE_NO_UI")]
+    pub no_ui: bool,
     /// Certificate chain (PEM) to serve https with
     #[arg(long, requires = "tls_key", env = "QBRIDGE_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,

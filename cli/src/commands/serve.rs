@@ -41,6 +41,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
         let ready = || {
             spinner.finish_and_clear();
             eprintln!("serving {names} on {scheme}://{address}/v1");
+            if !args.no_ui {
+                eprintln!("a page to ask on: {scheme}://{address}/");
+            }
         };
         server::serve(models, options, listener, ready, signals::stop()).await?;
         Ok(ExitCode::SUCCESS)
@@ -103,6 +106,7 @@ fn serve_options(args: &ServeArgs) -> Result<ServeOptions> {
         hosts: args.allow_hosts.clone(),
         no_auth: args.no_auth,
         cors_origins: args.cors_origins.clone(),
+        page: !args.no_ui,
         tls,
         fetcher,
         media: media.transpose()?,

@@ -1,0 +1,249 @@
+// The page: chats about pictures, kept in the browser and answered by the server.
+
+import { ask } from "./api.js";
+import * as chatList from "./chats.js";
+import * as composer from "./composer.js";
+import * as conversation from "./conversation.js";
+import { byId } from "./dom.js";
+import { dataUri } from "./pictures.js";
+import * as settings from "./settings.js";
+import { newId, openStore } from "./store.js";
+
+// How often, in milliseconds, an answer that is being written is kept, and a server that does not answer is asked.
+const KEEP_INTERVAL = 1000;
+const RETRY_INTERVAL = 2000;
+
+const { store, lasts } = await openStore();
+const otherTabs = new BroadcastChannel("qbridge");
+
+// As they are kept: {id, title, updated, turns: [{question: {text, pictures}, answer: {text, state, ...}}]}, where
+// pictures are {id, name}, and an answer is running, done, stopped or failed.
+let chats = [];
+let current = newChat();
+// What ends the answer that is being written, by the id of its chat.
+const running = new Map();
+
+function newChat() {
+  return { id: newId(), title: "", updated: 0, turns: [] };
+}
+
+// The chats of the store, but for those that this tab is writing to; what did not change is the same object as before.
+// What another tab left half written was stopped.
+async function readChats() {
+  const known = new Map(chats.map((chat) => [chat.id, chat]));
+  const mine = chats.filter(({ id }) => running.has(id));
+  const kept = (await store.all("chats")).filter(({ id }) => !running.has(id));
+  for (const { answer } of kept.flatMap(({ turns }) => turns)) {
+    if (answer.state === "running") answer.state = "stopped";
+  }
+  const isSame = (chat) => known.get(chat.id)?.updated === chat.updated;
+  chats = [...mine, ...kept.map((chat) => (isSame(chat) ? known.get(chat.id) : chat))];
+}
+
+// Keeps a chat as it is now, unless it was deleted.
+async function keep(chat) {
+  if (!chats.includes(chat)) return;
+  chat.updated = Date.now();
+  try {
+    await store.put("chats", chat);
+    otherTabs.postMessage(null);
+  } catch (error) {
+    composer.notify(`This chat cannot be kept: ${error.message}`);
+  }
+}
+
+// Deletes the pictures of a chat that none of its turns has.
+async function forgetPictures(id, turns) {
+  const used = new Set(turns.flatMap(({ question }) => question.pictures).map(({ id }) => id));
+  const unused = (await store.picturesOf(id)).filter((picture) => !used.has(picture));
+  await Promise.all(unused.map((picture) => store.delete("pictures", picture)));
+}
+
+async function deleteChat(chat) {
+  if (!confirm(`Delete “${chat.title}” and its pictures?`)) return;
+  chats = chats.filter((other) => other !== chat);
+  running.get(chat.id)?.abort();
+  await store.delete("chats", chat.id);
+  await forgetPictures(chat.id, []);
+  otherTabs.postMessage(null);
+  if (chat === current) location.hash = "";
+  listChats();
+  byId("new-chat").focus();
+}
+
+function listChats() {
+  chats.sort((a, b) => b.updated - a.updated);
+  chatList.show(chats, current, deleteChat);
+}
+
+const loadPicture = async ({ id, name }) => ({ id, name, blob: (await store.get("pictures", id))?.blob });
+
+async function showCurrent() {
+  document.title = current.title ? `${current.title} · qbridge` : "qbridge";
+  listChats();
+  await conversation.show(current, { load: loadPicture, edit, again });
+  showRunning();
+}
+
+function showRunning() {
+  conversation.setRunning(running.has(current.id));
+  composer.setRunning(running.has(current.id));
+}
+
+// Opens the chat that the address names, or a new one.
+async function openChat() {
+  const id = location.hash.slice(1);
+  current = chats.find((chat) => chat.id === id) ?? newChat();
+  if (composer.isEditing()) composer.fill();
+  await showCurrent();
+  // Keys on a screen would cover half of it.
+  if (matchMedia("(pointer: fine)").matches) composer.focus();
+}
+
+async function edit(turn) {
+  composer.fill(turn.question.text, await Promise.all(turn.question.pictures.map(loadPicture)), turn);
+  composer.focus();
+}
+
+function again(turn) {
+  const fields = settings.requestFields();
+  if (fields) answer(current, turn, fields, []);
+}
+
+// Asks a question at the end of the chat, or in place of an `edited` turn and all that follow it. Says whether it is
+// asked.
+function askQuestion({ text, pictures, edited }) {
+  const fields = settings.requestFields();
+  if (!fields) return false;
+  if (!fields.model) {
+    composer.notify("There is no model to ask.");
+    return false;
+  }
+  const turn = { question: { text, pictures: pictures.map(({ id, name }) => ({ id, name })) } };
+  if (current.turns.includes(edited)) current.turns.splice(current.turns.indexOf(edited));
+  current.turns.push(turn);
+  current.title = current.turns[0].question.text.slice(0, 80) || "A picture";
+  if (!chats.includes(current)) chats.push(current);
+  history.replaceState(null, "", `#${current.id}`);
+  answer(current, turn, fields, pictures);
+  return true;
+}
+
+// Answers a turn of a chat, whose pictures are new.
+async function answer(chat, turn, fields, pictures) {
+  const controller = new AbortController();
+  running.set(chat.id, controller);
+  showRunning();
+  turn.answer = { text: "", state: "running", model: fields.model };
+  composer.notify("");
+  const announcer = new conversation.Announcer();
+  try {
+    await Promise.all(pictures.map((picture) => store.put("pictures", { ...picture, chat: chat.id })));
+    await keep(chat);
+    await forgetPictures(chat.id, chat.turns);
+    conversation.update(turn);
+    await showCurrent();
+    const request = { ...fields, messages: await messages(chat, turn) };
+    let kept = Date.now();
+    for await (const chunk of ask(request, settings.apiKey(), controller.signal)) {
+      take(turn, chunk, announcer);
+      if (Date.now() - kept < KEEP_INTERVAL) continue;
+      kept = Date.now();
+      keep(chat);
+    }
+    turn.answer.state = "done";
+  } catch (error) {
+    const isStopped = controller.signal.aborted;
+    turn.answer.state = isStopped ? "stopped" : "failed";
+    if (!isStopped) turn.answer.error = inWords(error);
+    if (error.status === 401) settings.askForKey(settings.apiKey() !== "");
+    if (error.param === "model") connect();
+  }
+  announcer.finish(turn.answer.error);
+  conversation.update(turn);
+  // Until it is kept, it is not to be read again.
+  await keep(chat);
+  running.delete(chat.id);
+  showRunning();
+  listChats();
+}
+
+function take(turn, { choices: [choice], usage, timings }, announcer) {
+  const text = choice?.delta.content;
+  if (text) {
+    turn.answer.text += text;
+    conversation.append(turn, text);
+    announcer.hear(text);
+  }
+  if (choice?.finish_reason) turn.answer.reason = choice.finish_reason;
+  if (usage) turn.answer.usage = usage;
+  if (timings) turn.answer.timings = timings;
+}
+
+function inWords({ message, code, param, retryAfter }) {
+  if (code === "loading") return "The model is being loaded.";
+  if (code === "invalid_api_key") return "This server asks for an API key, which the settings have a field for.";
+  const place = [param, code].filter(Boolean).join(", ");
+  const later = retryAfter ? ` Try again in ${retryAfter} s.` : "";
+  return `${message}${place ? ` (${place})` : ""}${later}`;
+}
+
+// What was said until `last`. A question that was not answered is no part of it.
+async function messages(chat, last) {
+  const until = chat.turns.slice(0, chat.turns.indexOf(last) + 1);
+  const messages = [];
+  if (settings.systemText()) messages.push({ role: "system", content: settings.systemText() });
+  for (const turn of until) {
+    if (turn !== last && !turn.answer.text) continue;
+    messages.push({ role: "user", content: await content(turn.question) });
+    if (turn !== last) messages.push({ role: "assistant", content: turn.answer.text });
+  }
+  return messages;
+}
+
+async function content({ text, pictures }) {
+  const parts = await Promise.all(
+    pictures.map(async (picture) => {
+      const { name, blob } = await loadPicture(picture);
+      if (!blob) throw new Error(`${name} is not in this browser any more.`);
+      return { type: "image_url", image_url: { url: await dataUri(blob) } };
+    }),
+  );
+  return text ? [...parts, { type: "text", text }] : parts;
+}
+
+let retry;
+
+// Asks for the models until they are told.
+async function connect() {
+  clearTimeout(retry);
+  try {
+    await settings.listModels();
+    composer.notify("");
+  } catch (error) {
+    composer.notify(inWords(error));
+    // What lacks is a key, which is asked for.
+    if (error.status !== 401) retry = setTimeout(connect, RETRY_INTERVAL);
+  }
+}
+
+otherTabs.onmessage = async () => {
+  await readChats();
+  if (running.has(current.id)) return listChats();
+  current = chats.find(({ id }) => id === current.id) ?? current;
+  await showCurrent();
+};
+settings.start(connect);
+chatList.start();
+composer.start({ ask: askQuestion, stop: () => running.get(current.id)?.abort() });
+byId("skip").onclick = (event) => {
+  event.preventDefault();
+  composer.focus();
+};
+if (!lasts) byId("storage").textContent = "This browser keeps no chats: they last until the page is left.";
+await readChats();
+window.addEventListener("hashchange", openChat);
+// What is being written when the page is left was stopped, and did not fail.
+window.addEventListener("pagehide", () => running.forEach((controller) => controller.abort()));
+await openChat();
+await connect();
