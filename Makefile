@@ -29,8 +29,8 @@ lint: setup
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 
 # Unit, golden and end-to-end tests; the last run the built program, the demo
-# bundle, OpenAI's clients for Python and (where it is there) Node, and
-# schemathesis. Published weights, where QBRIDGE_WEIGHTS
+# bundle, OpenAI's clients for Python and (where it is there) Node, the page in
+# a browser (where there is Chromium), and schemathesis. Published weights, where QBRIDGE_WEIGHTS
 # names them, answer as their publishers' tests expect (docs/models.md).
 test: lint build
 	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) \

@@ -1,0 +1,470 @@
+// The page at `/` as people use it, in a browser without a window: each check prints a line `ok NAME`.
+//
+//     node page.mjs CHROMIUM URL URL_OF_A_SERVER_WITH_THE_KEY_sk-test PICTURES_DIR [SCREENSHOTS_DIR]
+
+import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+
+const [executablePath, open, guarded, pictures, screenshots] = process.argv.slice(2);
+const KEY = "sk-test";
+const AXE = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const DESKTOP = { viewport: { width: 1200, height: 860 } };
+const PHONE = { viewport: { width: 360, height: 740 }, isMobile: true, hasTouch: true, deviceScaleFactor: 2 };
+
+// Whatever hangs, this does not.
+setTimeout(() => {
+  console.error("the checks of the page took longer than four minutes");
+  process.exit(1);
+}, 240_000).unref();
+
+const browser = await chromium.launch({
+  executablePath,
+  timeout: 30_000,
+  args: [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+  ],
+});
+
+// A browser that was never here, and what it complains of. `expected` are failures that a check is about.
+async function visit({ url = open, expected = [], ...options } = {}) {
+  const context = await browser.newContext({ ...DESKTOP, ...options });
+  context.setDefaultTimeout(30_000);
+  const complaints = [];
+  context.on("console", (message) => message.type() === "error" && complaints.push(message.text()));
+  context.on("weberror", (error) => complaints.push(String(error.error().stack)));
+  context.on("request", (request) => {
+    const { protocol, origin } = new URL(request.url());
+    if (protocol !== "blob:" && origin !== new URL(url).origin) complaints.push(`asked ${request.url()}`);
+  });
+  await context.addInitScript(() => {
+    addEventListener("securitypolicyviolation", ({ effectiveDirective, blockedURI }) => {
+      console.error(`the policy forbids ${effectiveDirective} ${blockedURI}`);
+    });
+  });
+  const page = await context.newPage();
+  await page.goto(url);
+  if (url === open) await page.locator("#model option").waitFor({ state: "attached" });
+  const leave = async () => {
+    const unexpected = complaints.filter((complaint) => !expected.some((known) => complaint.includes(known)));
+    assert.deepEqual(unexpected, []);
+    await context.close();
+  };
+  return { context, page, leave };
+}
+
+async function check(name, work) {
+  try {
+    await work();
+  } catch (error) {
+    console.error(`failed: ${name}\n${error.stack}`);
+    await browser.close();
+    process.exit(1);
+  }
+  console.log(`ok ${name}`);
+}
+
+const file = (name) => join(pictures, name);
+
+// Files as a page gets them by dropping or pasting.
+async function transfer(page, name, type = "image/png") {
+  const bytes = [...(await readFile(file(name)))];
+  return page.evaluateHandle(
+    ({ bytes, name, type }) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+      return transfer;
+    },
+    { bytes, name, type },
+  );
+}
+
+// Changes settings by their labels.
+async function set(page, values) {
+  await page.getByRole("button", { name: "Settings", exact: true }).click();
+  for (const [label, value] of Object.entries(values)) await page.getByLabel(label).fill(String(value));
+  await page.getByRole("button", { name: "Done" }).click();
+}
+
+async function ask(page, text) {
+  await page.getByLabel("Question").fill(text);
+  await page.getByRole("button", { name: "Ask", exact: true }).click();
+}
+
+const lastTurn = (page) => page.locator(".turn").last();
+const answerOf = (turn) => turn.locator(".answer .text");
+
+// The text of the last answer once it is complete.
+async function answered(page, turns, state = "done") {
+  await page.locator(`.turn:nth-child(${turns}):last-child[data-state="${state}"]`).waitFor();
+  return answerOf(lastTurn(page)).textContent();
+}
+
+// What the API itself answers to the same.
+async function fromApi(...contents) {
+  const messages = contents.map((content, i) => ({ role: i % 2 ? "assistant" : "user", content }));
+  const response = await fetch(new URL("v1/chat/completions", open), {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ model: "qbridge-demo", temperature: 0, messages }),
+    signal: AbortSignal.timeout(30_000),
+  });
+  return (await response.json()).choices[0].message.content;
+}
+
+async function withPicture(name, text) {
+  const url = `data:image/png;base64,${(await readFile(file(name))).toString("base64")}`;
+  return [{ type: "image_url", image_url: { url } }, { type: "text", text }];
+}
+
+// Any finding of axe, grave or not, is one too many.
+async function assertAccessible(page, place, but = []) {
+  await page.evaluate(AXE);
+  const rules = Object.fromEntries(but.map((rule) => [rule, { enabled: false }]));
+  const { violations } = await page.evaluate((rules) => globalThis.axe.run({ rules }), rules);
+  const findings = violations.map(({ id, impact, nodes }) => `${place}: ${impact} ${id} ${nodes[0].html}`);
+  assert.deepEqual(findings, []);
+}
+
+const shoot = (page, name) => screenshots && page.screenshot({ path: join(screenshots, `${name}.png`) });
+
+const LONG = "Write a long story about a dog and a lighthouse.";
+
+const { context, page, leave } = await visit();
+
+await check("a dropped picture is asked about, and the answer is the API's", async () => {
+  await assertAccessible(page, "at first");
+  await set(page, { Temperature: 0 });
+  const dropped = await transfer(page, "dog.png");
+  await page.dispatchEvent("main", "dragenter", { dataTransfer: dropped });
+  assert.ok(await page.locator("#drop").isVisible());
+  await page.dispatchEvent("#drop", "drop", { dataTransfer: dropped });
+  await page.locator("#chosen img[alt='dog.png']").waitFor();
+  assert.ok(await page.locator("#drop").isHidden());
+  await ask(page, "What is this?");
+  const text = await answered(page, 1);
+  assert.equal(text, await fromApi(await withPicture("dog.png", "What is this?")));
+  assert.match(text, /dog/);
+  assert.equal(await page.locator("#chosen li").count(), 0);
+});
+
+await check("the time of each stage is told", async () => {
+  const stages = await lastTurn(page).locator(".timings dl div").allTextContents();
+  for (const stage of ["ViT", "Q-Former", "prefill", "decode"]) {
+    assert.ok(stages.some((told) => new RegExp(`^${stage}[0-9.]+ m?s$`).test(told)), `${stage}: ${stages}`);
+  }
+  assert.match(await lastTurn(page).locator(".summary").textContent(), /\d+ tokens.* · prompt \d+/);
+});
+
+await check("who listens is told the answer", async () => {
+  const said = await page.locator("#announcer[aria-live=polite]").textContent();
+  assert.equal(said.trim(), (await answerOf(lastTurn(page)).textContent()).trim());
+});
+
+await check("a long answer grows, and stops when it is told to", async () => {
+  await set(page, { "Most tokens": 3000 });
+  const lengths = await page.evaluateHandle(() => {
+    const lengths = new Set();
+    new MutationObserver(() => {
+      const answers = document.querySelectorAll(".answer .text");
+      lengths.add(answers[answers.length - 1].textContent.length);
+    }).observe(document.getElementById("turns"), { subtree: true, childList: true, characterData: true });
+    return lengths;
+  });
+  await ask(page, LONG);
+  await page.waitForFunction((lengths) => lengths.size > 20, lengths);
+  assert.equal(await lastTurn(page).getAttribute("data-state"), "running");
+  await shoot(page, "streaming");
+  await page.getByRole("button", { name: "Stop" }).click();
+  const text = await answered(page, 2, "stopped");
+  const running = async () => {
+    const metrics = await (await fetch(new URL("metrics", open))).text();
+    return /^qbridge_requests_running\{.*\} (\d+)$/m.exec(metrics)[1];
+  };
+  for (let tries = 0; (await running()) !== "0"; tries++) assert.ok(tries < 200, "the server goes on");
+  assert.equal(await answerOf(lastTurn(page)).textContent(), text, "it grew after that");
+});
+
+await check("it can be asked again, and goes on from there", async () => {
+  await set(page, { "Most tokens": 16 });
+  await page.getByRole("button", { name: "Ask again" }).last().click();
+  await answered(page, 2);
+  await ask(page, "And then?");
+  await answered(page, 3);
+  assert.match(await lastTurn(page).locator(".summary").textContent(), /cached/, "it does not know what was said");
+});
+
+await check("a question that is edited replaces what follows", async () => {
+  await set(page, { "Most tokens": "" });
+  await page.locator(".turn").first().getByRole("button", { name: "Edit" }).click();
+  await page.locator("#editing").waitFor();
+  assert.equal(await page.getByLabel("Question").inputValue(), "What is this?");
+  assert.equal(await page.locator("#chosen img").count(), 1);
+  await ask(page, "Is this an animal?");
+  const text = await answered(page, 1);
+  assert.equal(text, await fromApi(await withPicture("dog.png", "Is this an animal?")));
+});
+
+await check("a chat is there after a reload, and in another tab", async () => {
+  const text = await answerOf(lastTurn(page)).textContent();
+  const isWhole = async (page) => {
+    assert.equal(await answered(page, 1), text);
+    await page.waitForFunction(() => document.querySelector(".question img")?.naturalWidth === 224);
+    assert.equal(await page.locator(".chat a[aria-current]").textContent(), "Is this an animal?");
+  };
+  await page.reload();
+  await isWhole(page);
+  const other = await context.newPage();
+  await other.goto(page.url());
+  await isWhole(other);
+  await other.close();
+  const stored = await page.evaluate(() => JSON.stringify([{ ...localStorage }, { ...sessionStorage }]));
+  assert.ok(!stored.includes("animal"), "chats are in IndexedDB alone");
+});
+
+await check("a second chat stands beside the first", async () => {
+  await page.getByRole("link", { name: "New chat" }).click();
+  await page.locator("#welcome").waitFor();
+  const pasted = await transfer(page, "banana.png");
+  await page.evaluate((clipboardData) => {
+    const paste = new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true });
+    document.activeElement.dispatchEvent(paste);
+  }, pasted);
+  await page.locator("#chosen img[alt='banana.png']").waitFor();
+  await ask(page, "What is this?");
+  assert.match(await answered(page, 1), /banana/);
+  assert.deepEqual(await page.locator(".chat a").allTextContents(), ["What is this?", "Is this an animal?"]);
+  await page.getByRole("link", { name: "Is this an animal?" }).click();
+  await page.locator(".question img[alt='dog.png']").waitFor();
+  await page.goBack();
+  await page.locator(".question img[alt='banana.png']").waitFor();
+  page.once("dialog", (dialog) => dialog.accept());
+  await page.locator(".chat").first().hover();
+  await page.getByRole("button", { name: "Delete What is this?" }).click();
+  await page.locator("#welcome").waitFor();
+  assert.equal(await page.locator(".chat").count(), 1);
+  await page.waitForFunction(async () => {
+    const database = await new Promise((resolve) => {
+      const request = indexedDB.open("qbridge");
+      request.onsuccess = () => resolve(request.result);
+    });
+    const pictures = database.transaction("pictures").objectStore("pictures").getAllKeys();
+    const keys = await new Promise((resolve) => (pictures.onsuccess = () => resolve(pictures.result)));
+    database.close();
+    return keys.length === 1;
+  });
+});
+
+await leave();
+
+for (const colorScheme of ["light", "dark"]) {
+  await check(`axe finds nothing amiss in the ${colorScheme}`, async () => {
+    const { page, leave } = await visit({ colorScheme });
+    await page.locator("#files").setInputFiles(file("penguin.png"));
+    await page.locator("#chosen li").waitFor();
+    await assertAccessible(page, "with a picture");
+    await ask(page, "What is this?");
+    await answered(page, 1);
+    await ask(page, "Is this an animal?");
+    await answered(page, 2);
+    await assertAccessible(page, "with answers");
+    await shoot(page, colorScheme);
+    await page.getByRole("button", { name: "Settings", exact: true }).click();
+    await assertAccessible(page, "with settings");
+    await shoot(page, `settings-${colorScheme}`);
+    await leave();
+  });
+}
+
+await check("keys are enough", async () => {
+  const { page, leave } = await visit();
+  const { keyboard } = page;
+  const focused = (name) => page.waitForFunction((name) => {
+    const { ariaLabel, id, textContent } = document.activeElement;
+    return [ariaLabel, id, textContent.trim()].includes(name);
+  }, name);
+  await focused("question");
+  const chooser = page.waitForEvent("filechooser");
+  await keyboard.press("Tab");
+  await focused("Add pictures");
+  await keyboard.press("Enter");
+  await (await chooser).setFiles(file("dog.png"));
+  await focused("question");
+  await keyboard.press("Shift+Tab");
+  await focused("Remove dog.png");
+  await keyboard.press("Tab");
+  await keyboard.type("What is this?");
+  await keyboard.press("Shift+Enter");
+  await keyboard.press("Backspace");
+  await keyboard.press("Enter");
+  assert.match(await answered(page, 1), /dog/);
+  await focused("question");
+  for (let tabs = 0; tabs < 6; tabs++) {
+    await keyboard.press("Shift+Tab");
+    if (await page.evaluate(() => document.activeElement.matches(".edit"))) break;
+  }
+  await focused("Edit");
+  await keyboard.press("Enter");
+  await focused("question");
+  await keyboard.press("Escape");
+  assert.ok(await page.locator("#editing").isHidden());
+  await keyboard.type(LONG);
+  await keyboard.press("Enter");
+  await page.locator(".turn:nth-child(2)[data-state=running] .text").last().waitFor();
+  await keyboard.press("Escape");
+  await answered(page, 2, "stopped");
+  await page.locator("#show-settings").focus();
+  await keyboard.press("Enter");
+  await focused("Close the settings");
+  await keyboard.press("Escape");
+  await focused("Settings");
+  await page.locator("#skip").focus();
+  assert.ok(await page.locator("#skip").evaluate((link) => link.getBoundingClientRect().top >= 0));
+  await keyboard.press("Enter");
+  await focused("question");
+  await leave();
+});
+
+await check("a phone has room for it", async () => {
+  const { page, leave } = await visit(PHONE);
+  const assertFits = async (place) => {
+    const wide = await page.evaluate(() => {
+      const isWide = (element) => {
+        const { left, right, width } = element.getBoundingClientRect();
+        return width > 0 && right > innerWidth + 1 && left < innerWidth + 1;
+      };
+      const elements = [...document.querySelectorAll("main, main *")];
+      const names = elements.filter(isWide).map(({ outerHTML }) => outerHTML.slice(0, 60));
+      return [...names, ...(document.scrollingElement.scrollWidth > 360 ? ["the page"] : [])];
+    });
+    assert.deepEqual(wide, [], place);
+  };
+  await assertFits("at first");
+  await page.locator("#files").setInputFiles([file("rocket-pizza.png"), file("balloons.png")]);
+  await page.locator("#chosen li").nth(1).waitFor();
+  await page.getByLabel("Question").fill("A line".repeat(40));
+  await assertFits("with a long question");
+  await page.getByLabel("Question").fill("What is this?");
+  await page.getByRole("button", { name: "Ask", exact: true }).tap();
+  await answered(page, 1);
+  await assertFits("with an answer");
+  await assertAccessible(page, "on a phone");
+  await shoot(page, "phone");
+  await page.getByRole("button", { name: "Chats" }).tap();
+  await page.getByRole("link", { name: "What is this?" }).waitFor();
+  assert.ok(await page.evaluate(() => document.querySelector("main").inert));
+  await page.waitForFunction(() => document.getElementById("chats").getAnimations().length === 0);
+  // All but the list is inert then.
+  await assertAccessible(page, "with the list of chats", ["landmark-one-main", "page-has-heading-one"]);
+  await shoot(page, "phone-chats");
+  await page.getByRole("link", { name: "New chat" }).tap();
+  await page.locator("#welcome").waitFor();
+  await page.locator("#chats").waitFor({ state: "hidden" });
+  await page.getByRole("button", { name: "Settings", exact: true }).tap();
+  await shoot(page, "phone-settings");
+  await leave();
+});
+
+await check("what the server refuses is said in its words, and goes no further", async () => {
+  const { page, leave } = await visit({ expected: ["status of 400"] });
+  const broken = { name: "broken.png", mimeType: "image/png", buffer: Buffer.from("no picture") };
+  await page.locator("#files").setInputFiles(broken);
+  await page.locator("#chosen li").waitFor();
+  await ask(page, "What is this?");
+  assert.equal(await answered(page, 1, "failed"), "");
+  assert.match(await page.locator(".error").textContent(), /picture.*\(messages\[0\].*invalid_image\)/);
+  await assertAccessible(page, "with an error");
+  await shoot(page, "refused");
+  await page.locator("#files").setInputFiles(file("penguin.png"));
+  await page.locator("#chosen li").waitFor();
+  const sent = page.waitForRequest("**/v1/chat/completions");
+  await ask(page, "What is this?");
+  assert.deepEqual((await sent).postDataJSON().messages.map(({ role }) => role), ["user"]);
+  assert.match(await answered(page, 2), /penguin/);
+  await page.locator("#files").setInputFiles({ ...broken, name: "notes.txt", mimeType: "text/plain" });
+  await page.getByText("notes.txt is not a picture").waitFor();
+  await leave();
+});
+
+await check("numbers out of range are not sent, and beams leave nothing to draw", async () => {
+  const { page, leave } = await visit();
+  await page.getByRole("button", { name: "Settings", exact: true }).click();
+  await page.getByLabel("Temperature").fill("3");
+  await page.keyboard.press("Escape");
+  await ask(page, "Hello?");
+  assert.ok(await page.locator("dialog[open]").isVisible());
+  assert.equal(await page.locator(".turn").count(), 0);
+  await page.getByLabel("Temperature").fill("1");
+  await page.getByLabel("System text").fill("Answer in one word.");
+  await page.getByLabel("Seed").fill("7");
+  await page.getByLabel("Beams").fill("2");
+  assert.ok(await page.getByLabel("Temperature").isDisabled());
+  await page.getByRole("button", { name: "Done" }).click();
+  const sent = page.waitForRequest("**/v1/chat/completions");
+  await page.getByRole("button", { name: "Ask", exact: true }).click();
+  const { model, messages, temperature, seed, num_beams } = (await sent).postDataJSON();
+  assert.deepEqual([model, temperature, seed, num_beams], ["qbridge-demo", undefined, 7, 2]);
+  assert.deepEqual(messages[0], { role: "system", content: "Answer in one word." });
+  await answered(page, 1);
+  await page.reload();
+  await page.getByRole("button", { name: "Settings", exact: true }).click();
+  assert.equal(await page.getByLabel("Seed").inputValue(), "7");
+  await page.getByRole("button", { name: "Back to the model’s own" }).click();
+  assert.equal(await page.getByLabel("Seed").inputValue(), "");
+  await leave();
+});
+
+await check("what a model writes is text, and an error in the middle of it is told", async () => {
+  const { page, leave } = await visit({ expected: ["net::ERR_FAILED"] });
+  const evil = `<img src=x onerror="document.title='caught'"><script>document.title='caught'</script>`;
+  const chunk = { choices: [{ index: 0, delta: { content: evil }, finish_reason: null }] };
+  const error = { error: { message: "the answer took longer than 600 seconds", code: "timeout", param: null } };
+  const body = `: ping\n\n${[chunk, error].map((data) => `data: ${JSON.stringify(data)}\n\n`).join("")}data: [DONE]\n\n`;
+  await page.route("**/v1/chat/completions", (route) => route.fulfill({ contentType: "text/event-stream", body }));
+  await ask(page, evil);
+  assert.equal(await answered(page, 1, "failed"), evil);
+  assert.equal(await page.locator(".question .text").textContent(), evil);
+  assert.equal(await page.locator("#turns img, #turns script, #chat-list img").count(), 0);
+  assert.equal(await page.locator(".error").textContent(), "the answer took longer than 600 seconds (timeout)");
+  await page.unroute("**/v1/chat/completions");
+  await page.route("**/v1/chat/completions", (route) => route.abort());
+  await page.getByRole("button", { name: "Ask again" }).click();
+  await page.getByText("The server cannot be reached.").first().waitFor();
+  assert.ok(!(await page.title()).includes("caught "));
+  await leave();
+});
+
+await check("a server with keys asks for one, and the tab keeps it", async () => {
+  const { context, page, leave } = await visit({ url: guarded, expected: ["status of 401"] });
+  const field = page.getByLabel("API key");
+  await field.waitFor();
+  await field.fill("sk-wrong");
+  await page.keyboard.press("Enter");
+  await page.getByText("The server does not know this key.").waitFor();
+  await assertAccessible(page, "with a wrong key");
+  await shoot(page, "wrong-key");
+  await field.fill(KEY);
+  await page.keyboard.press("Enter");
+  await page.locator("#model option").waitFor({ state: "attached" });
+  await ask(page, "Hello?");
+  await answered(page, 1);
+  assert.equal(await page.getByRole("alert").textContent(), "");
+  await page.reload();
+  await page.locator("#model option").waitFor({ state: "attached" });
+  const kept = await page.evaluate(() => [JSON.stringify({ ...localStorage }), JSON.stringify({ ...sessionStorage })]);
+  assert.deepEqual(kept.map((storage) => storage.includes("sk-test")), [false, true]);
+  const other = await context.newPage();
+  await other.goto(guarded);
+  await other.getByLabel("API key").waitFor();
+  await leave();
+});
+
+await browser.close();
