@@ -26,6 +26,7 @@
 //! ```
 
 mod attention;
+pub mod beam;
 pub mod checkpoint;
 pub mod config;
 mod encoder;

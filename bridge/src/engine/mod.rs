@@ -24,7 +24,6 @@
 //! - [`stop`]: stop strings over token boundaries
 
 mod answer;
-pub mod beam;
 pub mod cells;
 pub mod detokenize;
 mod lane;
@@ -46,6 +45,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 pub use crate::llama::{CacheType, FlashAttention};
+pub use qformer::beam;
 pub use sampling::Sampling;
 
 use cells::RowKey;
