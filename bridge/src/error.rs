@@ -22,6 +22,18 @@ pub enum Error {
         /// The directory.
         dir: PathBuf,
     },
+    /// A task needs a language model, and the bundle has none.
+    #[error("{}: no language model is here to answer with: this model matches pictures and texts (`qbridge match`, `qbridge embed`)", dir.display())]
+    NoLanguageModel {
+        /// The bundle.
+        dir: PathBuf,
+    },
+    /// A task needs the heads of BLIP-2's first stage, and the bundle has none.
+    #[error("{}: no heads that match pictures and texts are here: make a bundle of Salesforce/blip2-itm-vit-g, or of LAVIS's blip2_pretrained.pth", dir.display())]
+    NoHeads {
+        /// The bundle.
+        dir: PathBuf,
+    },
     /// The manifest says something that cannot be honoured.
     #[error("{}: {reason}", path.display())]
     Manifest {
@@ -220,6 +232,8 @@ impl Error {
             Error::Vision(qformer::Error::Image(_)) => ErrorKind::InvalidImage,
             Error::Io { .. }
             | Error::NotABundle { .. }
+            | Error::NoLanguageModel { .. }
+            | Error::NoHeads { .. }
             | Error::Manifest { .. }
             | Error::Mismatch { .. }
             | Error::Exists { .. }

@@ -18,13 +18,43 @@ use crate::{Error, Result};
 
 /// Everything between a picture file and the language model.
 pub struct ImageEncoder {
-    preprocessing: Preprocessing,
+    reader: PictureReader,
     encoder: Encoder,
     /// Of a Q-Former that reads text.
     tokenizer: Option<WordPiece>,
     projection: Projection,
+}
+
+/// From a picture file to pixels.
+pub(crate) struct PictureReader {
+    preprocessing: Preprocessing,
     limits: ImageLimits,
     device: Device,
+}
+
+impl PictureReader {
+    pub fn new(preprocessing: Preprocessing, device: &Device) -> Self {
+        Self {
+            preprocessing,
+            limits: ImageLimits::default(),
+            device: device.clone(),
+        }
+    }
+
+    /// Normalized pixels `[3, size, size]`, f32.
+    pub fn pixels(&self, file: &[u8]) -> Result<Tensor> {
+        self.preprocess(&self.decode(file)?)
+    }
+
+    fn decode(&self, file: &[u8]) -> Result<RgbImage> {
+        Ok(decode(file, &self.limits)?)
+    }
+
+    fn preprocess(&self, image: &RgbImage) -> Result<Tensor> {
+        let size = self.preprocessing.size;
+        let pixels = self.preprocessing.pixels(image);
+        Ok(Tensor::from_vec(pixels, (3, size, size), &self.device)?)
+    }
 }
 
 /// What a batch of pictures becomes, stage by stage, all f32.
@@ -49,6 +79,11 @@ impl ImageEncoder {
             return Self::from_bundle(&Bundle::open(dir)?, products, device);
         }
         let config = Blip2Config::read(dir)?;
+        if config.is_retrieval() {
+            return Err(Error::NoLanguageModel {
+                dir: dir.to_owned(),
+            });
+        }
         Self::new(
             &Checkpoint::open(dir)?,
             &config.vision_config,
@@ -69,6 +104,9 @@ impl ImageEncoder {
     /// A tensor is missing or has another shape than the manifest says.
     pub fn from_bundle(bundle: &Bundle, products: Products, device: &Device) -> Result<Self> {
         let manifest = bundle.manifest();
+        if manifest.heads.is_some() {
+            return Err(bundle.no_language_model());
+        }
         Self::new(
             bundle.checkpoint(),
             &manifest.vision,
@@ -104,12 +142,10 @@ impl ImageEncoder {
             ),
         };
         Ok(Self {
-            preprocessing,
+            reader: PictureReader::new(preprocessing, &compute.device),
             encoder,
             tokenizer,
             projection: Projection::load(checkpoint, query_width, &compute.device)?,
-            limits: ImageLimits::default(),
-            device: compute.device,
         })
     }
 
@@ -124,7 +160,7 @@ impl ImageEncoder {
     /// The bytes are no picture of a known kind, are damaged, or are over a
     /// limit.
     pub fn pixels(&self, file: &[u8]) -> Result<Tensor> {
-        self.preprocess(&self.decode(file)?)
+        self.reader.pixels(file)
     }
 
     /// The first half of [`ImageEncoder::pixels`]: a picture file to RGB.
@@ -132,7 +168,7 @@ impl ImageEncoder {
     /// # Errors
     /// As [`ImageEncoder::pixels`].
     pub fn decode(&self, file: &[u8]) -> Result<RgbImage> {
-        Ok(decode(file, &self.limits)?)
+        self.reader.decode(file)
     }
 
     /// The second half: resizing and normalizing to `[3, size, size]`, f32.
@@ -140,9 +176,7 @@ impl ImageEncoder {
     /// # Errors
     /// The device fails.
     pub fn preprocess(&self, image: &RgbImage) -> Result<Tensor> {
-        let size = self.preprocessing.size;
-        let pixels = self.preprocessing.pixels(image);
-        Ok(Tensor::from_vec(pixels, (3, size, size), &self.device)?)
+        self.reader.preprocess(image)
     }
 
     /// Whether the Q-Former reads an instruction beside the picture
@@ -247,6 +281,9 @@ pub(crate) fn read_qformer_tokenizer(
     config: &Blip2Config,
 ) -> Result<Option<WordPiece>> {
     let qformer = &config.qformer_config;
+    if config.is_retrieval() {
+        return Ok(Some(WordPiece::open_stage1(dir, qformer)?));
+    }
     Ok(qformer
         .use_qformer_text_input
         .then(|| WordPiece::open_dir(&dir.join(TOKENIZER_DIR), qformer))

@@ -2,7 +2,8 @@
 //! engine, and bundles (one directory, one model).
 //!
 //! `bridge` knows nothing of HTTP or of the command line; both drive it through
-//! [`model::Model`].
+//! [`model::Model`], and bundles without a language model through
+//! [`matcher::Matcher`].
 
 pub mod bundle;
 pub mod constraint;
@@ -14,6 +15,7 @@ mod gguf;
 pub mod image_encoder;
 pub mod language_model;
 pub mod llama;
+pub mod matcher;
 pub mod model;
 pub mod plan;
 pub mod projection;

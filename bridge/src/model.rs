@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use prompts::{CallSyntax, ChatTemplate, Message, Segment, Tool, check_images};
+use prompts::{CallSyntax, ChatTemplate, Layout, Message, Segment, Tool, check_images};
 use qformer::checkpoint::Products;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -216,6 +216,7 @@ impl Request {
 /// A loaded bundle: one vision thread, one engine thread.
 pub struct Model {
     manifest: Manifest,
+    layout: Layout,
     template: Option<ChatTemplate>,
     call_syntax: prompts::Result<CallSyntax>,
     fingerprint: String,
@@ -236,11 +237,15 @@ impl Model {
     /// cannot be loaded.
     pub fn open(dir: &Path, options: &ModelOptions) -> Result<Self> {
         let bundle = Bundle::open(dir)?;
+        let layout = bundle.manifest().prompt.clone();
+        let (Some(layout), Ok(llm_path)) = (layout, bundle.llm_path()) else {
+            return Err(bundle.no_language_model());
+        };
         let device = default_device()?;
         let encoder = ImageEncoder::from_bundle(&bundle, options.vision, &device)?;
         let encoder = Arc::new(encoder);
         let language_model = Arc::new(LanguageModel::load_with(
-            &bundle.llm_path(),
+            &llm_path,
             &options.language_model,
         )?);
         let engine_options =
@@ -253,7 +258,7 @@ impl Model {
             eos_token: language_model.eos_text(),
         });
         Ok(Self {
-            call_syntax: manifest.prompt.call_syntax(template.as_ref()),
+            call_syntax: layout.call_syntax(template.as_ref()),
             fingerprint: fingerprint(&manifest, engine.options()),
             template,
             vision: VisionWorker::start(
@@ -269,12 +274,18 @@ impl Model {
             engine,
             language_model,
             manifest,
+            layout,
         })
     }
 
     /// The bundle's manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// How text and pictures are laid out in a prompt.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// How tokens are chosen where a request says nothing.
@@ -428,7 +439,7 @@ impl Model {
         let defaults = &self.manifest.generation;
         let mut stop = match constraint {
             Some(_) => Vec::new(),
-            None => self.manifest.prompt.stop().to_vec(),
+            None => self.layout.stop().to_vec(),
         };
         stop.extend(request.stop);
         let (events, receiver) = channel(EVENT_CAPACITY);
@@ -442,7 +453,7 @@ impl Model {
             constraint,
             given,
             continues_text: !prefix.is_empty(),
-            stop_ids: self.manifest.prompt.stop_ids().to_vec(),
+            stop_ids: self.layout.stop_ids().to_vec(),
             stop,
             cache_prompt: request.cache_prompt,
             stages: request.stages,
@@ -477,7 +488,7 @@ impl Model {
         }
         let n_images = request.images.len();
         match &request.prompt {
-            Prompt::Chat(messages) => self.manifest.prompt.instructions(messages, n_images),
+            Prompt::Chat(messages) => self.layout.instructions(messages, n_images),
             Prompt::Raw(text) => vec![text.clone(); n_images],
             Prompt::Tokens(_) => Vec::new(),
         }
@@ -511,7 +522,7 @@ impl Model {
 
     /// The prompt's text and the places of its pictures, `opening` behind all of it.
     fn render(&self, request: &Request, opening: &str) -> Result<Vec<Segment>> {
-        let layout = &self.manifest.prompt;
+        let layout = &self.layout;
         let n_images = request.images.len();
         let tools = request.tools.as_ref();
         let tools = tools.map_or(&[][..], |tools| &tools.functions);
@@ -566,7 +577,7 @@ impl Model {
     /// The tokens of an answer behind a prompt, and what ends it.
     fn answer_ids(&self, prompt: &[Segment], answer: &str) -> Result<Vec<i32>> {
         let model = &self.language_model;
-        let layout = &self.manifest.prompt;
+        let layout = &self.layout;
         let mut text = answer.trim().to_owned();
         let end = match (layout.stop_ids().first(), layout.stop().first()) {
             (Some(&id), _) => Some(id),

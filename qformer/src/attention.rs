@@ -1,6 +1,8 @@
 //! Scaled dot-product attention over several heads ("Attention Is All You
 //! Need", section 3.2).
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Shape, Tensor};
 use rayon::prelude::*;
 use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
@@ -23,17 +25,19 @@ pub(crate) fn attention(
     attention_to(q, k, v, heads, None)
 }
 
-/// [`attention`] to the first `n_keys[i]` keys of batch entry `i`: the others
-/// are padding.
+/// The keys that a batch entry's row of queries attends to, which are at least one.
+pub(crate) type Visible<'a> = dyn Fn(usize, usize) -> Range<usize> + Sync + 'a;
+
+/// [`attention`] to the keys that `visible` tells; to all where none is given.
 pub(crate) fn attention_to(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     heads: usize,
-    n_keys: Option<&[usize]>,
+    visible: Option<&Visible>,
 ) -> candle_core::Result<Tensor> {
     if runs_here(q) {
-        return q.apply_op3_no_bwd(k, v, &Attention { heads, n_keys });
+        return q.apply_op3_no_bwd(k, v, &Attention { heads, visible });
     }
     let (batch, queries, width) = q.dims3()?;
     let split = |x: &Tensor| -> candle_core::Result<Tensor> {
@@ -43,8 +47,11 @@ pub(crate) fn attention_to(
     };
     let scale = 1.0 / ((width / heads) as f64).sqrt();
     let scores = (split(q)? * scale)?.matmul(&split(k)?.transpose(D::Minus2, D::Minus1)?)?;
-    let scores = match n_keys {
-        Some(n_keys) => scores.broadcast_add(&mask(n_keys, k.dim(1)?, &scores)?)?,
+    let scores = match visible {
+        Some(visible) => {
+            let seen = stretches(visible, batch, queries, k.dim(1)?)?;
+            scores.broadcast_add(&mask(&seen, &scores)?)?
+        }
         None => scores,
     };
     let weights = candle_nn::ops::softmax_last_dim(&scores)?;
@@ -54,19 +61,36 @@ pub(crate) fn attention_to(
         .reshape((batch, queries, width))
 }
 
-/// `[batch, 1, 1, keys]`, 0 for what is attended to and -inf for padding, of
-/// the dtype and device of `scores`.
-fn mask(n_keys: &[usize], keys: usize, scores: &Tensor) -> candle_core::Result<Tensor> {
-    let values: Vec<f32> = n_keys
+/// What each row of each batch entry sees, row after row, found to be among the keys.
+fn stretches(
+    visible: &Visible,
+    batch: usize,
+    queries: usize,
+    keys: usize,
+) -> candle_core::Result<Vec<Range<usize>>> {
+    let rows = (0..batch).flat_map(|entry| (0..queries).map(move |row| (entry, row)));
+    rows.map(|(entry, row)| match visible(entry, row) {
+        seen if seen.start < seen.end && seen.end <= keys => Ok(seen),
+        seen => candle_core::bail!("row {row} attends to {seen:?} of {keys} keys"),
+    })
+    .collect()
+}
+
+/// `[batch, 1, queries, keys]`, 0 for what is attended to and -inf for the rest, of
+/// the dtype and device of `scores` `[batch, heads, queries, keys]`.
+fn mask(seen: &[Range<usize>], scores: &Tensor) -> candle_core::Result<Tensor> {
+    let (batch, _, queries, keys) = scores.dims4()?;
+    let value = |is_seen| if is_seen { 0.0 } else { f32::NEG_INFINITY };
+    let values: Vec<f32> = seen
         .iter()
-        .flat_map(|n| (0..keys).map(move |key| if key < *n { 0.0 } else { f32::NEG_INFINITY }))
+        .flat_map(|seen| (0..keys).map(move |key| value(seen.contains(&key))))
         .collect();
-    Tensor::from_vec(values, (n_keys.len(), 1, 1, keys), scores.device())?.to_dtype(scores.dtype())
+    Tensor::from_vec(values, (batch, 1, queries, keys), scores.device())?.to_dtype(scores.dtype())
 }
 
 struct Attention<'a> {
     heads: usize,
-    n_keys: Option<&'a [usize]>,
+    visible: Option<&'a Visible<'a>>,
 }
 
 /// A tensor `[batch, rows, width]` whose rows may lie apart.
@@ -134,17 +158,17 @@ impl CustomOp3 for Attention<'_> {
         let v = Rows::new(v, v_layout)?;
         let (batch, queries, keys, width) = (q.batch, q.rows, k.rows, q.width);
         let alike = (k.batch, k.width) == (batch, width)
-            && (v.batch, v.rows, v.width) == (batch, keys, width)
-            && self.n_keys.is_none_or(|n_keys| {
-                n_keys.len() == batch && n_keys.iter().all(|n| (1..=keys).contains(n))
-            });
+            && (v.batch, v.rows, v.width) == (batch, keys, width);
         if !alike || batch * queries * keys * width == 0 || !width.is_multiple_of(self.heads) {
             candle_core::bail!(
-                "no attention with {} heads to {:?} keys over {q_layout:?}, {k_layout:?}, {v_layout:?}",
-                self.heads,
-                self.n_keys
+                "no attention with {} heads over {q_layout:?}, {k_layout:?}, {v_layout:?}",
+                self.heads
             );
         }
+        let seen = self
+            .visible
+            .map(|visible| stretches(visible, batch, queries, keys))
+            .transpose()?;
         let head_width = width / self.heads;
         let scale = 1.0 / (head_width as f32).sqrt();
         let gemm = GemmExecutor::<f32>::new();
@@ -157,7 +181,12 @@ impl CustomOp3 for Attention<'_> {
                 || vec![0.0; queries * keys],
                 |scores, (index, output)| {
                     let (batch, head) = (index / self.heads, index % self.heads);
-                    let keys = self.n_keys.map_or(keys, |n_keys| n_keys[batch]);
+                    let seen = seen
+                        .as_ref()
+                        .map(|seen| &seen[batch * queries..][..queries]);
+                    // Keys that no row sees, such as padding, are left out.
+                    let ends = seen.and_then(|seen| seen.iter().map(|seen| seen.end).max());
+                    let keys = ends.unwrap_or(keys);
                     let scores = &mut scores[..queries * keys];
                     let q = q.head(batch, head, queries, head_width)?;
                     let k = k.head(batch, head, keys, head_width)?;
@@ -173,7 +202,10 @@ impl CustomOp3 for Attention<'_> {
                         scaled,
                     )
                     .map_err(candle_core::Error::wrap)?;
-                    kernels::softmax(scores, keys);
+                    match seen {
+                        Some(seen) => kernels::softmax_within(scores, keys, seen),
+                        None => kernels::softmax(scores, keys),
+                    }
                     let scores = NdTensorView::try_from_data([queries, keys], &*scores)
                         .map_err(candle_core::Error::wrap)?;
                     gemm.gemm(
@@ -234,28 +266,41 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_not_attended_to() {
+    fn only_what_is_visible_is_attended_to() {
         let device = Device::Cpu;
         let (batch, queries, keys, heads, width) = (3, 9, 7, 3, 24);
-        let n_keys = [7, 1, 4];
+        let seen = |entry: usize, row: usize| match entry {
+            0 => 0..keys,
+            1 => row % keys..row % keys + 1,
+            _ => row % 3..4 + row % 4,
+        };
         let random = |rows| Tensor::randn(0f32, 2.0, (batch, rows, width), &device).unwrap();
         let (q, k, v) = (random(queries), random(keys), random(keys));
-        let fused = attention_to(&q, &k, &v, heads, Some(&n_keys)).unwrap();
+        let fused = attention_to(&q, &k, &v, heads, Some(&seen)).unwrap();
         let double = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
         let portable =
-            attention_to(&double(&q), &double(&k), &double(&v), heads, Some(&n_keys)).unwrap();
-        for (i, n) in n_keys.into_iter().enumerate() {
-            let entry = |x: &Tensor, rows| x.narrow(0, i, 1).unwrap().narrow(1, 0, rows).unwrap();
-            let alone = attention(&entry(&q, queries), &entry(&k, n), &entry(&v, n), heads);
+            attention_to(&double(&q), &double(&k), &double(&v), heads, Some(&seen)).unwrap();
+        for (entry, row) in (0..batch).flat_map(|entry| (0..queries).map(move |row| (entry, row))) {
+            let part = |x: &Tensor, rows: Range<usize>| {
+                let entry = x.narrow(0, entry, 1).unwrap();
+                entry.narrow(1, rows.start, rows.len()).unwrap()
+            };
+            let rows = seen(entry, row);
+            let (k, v) = (part(&k, rows.clone()), part(&v, rows));
+            let alone = attention(&part(&q, row..row + 1), &k, &v, heads);
             let alone = double(&alone.unwrap());
-            for padded in [double(&fused), portable.clone()] {
-                let difference = (entry(&padded, queries) - &alone).unwrap().abs().unwrap();
-                let difference: f64 = difference.max_all().unwrap().to_scalar().unwrap();
-                assert!(difference < 1e-5, "{difference}");
+            for masked in [double(&fused), portable.clone()] {
+                let difference = (part(&masked, row..row + 1) - &alone).unwrap();
+                let difference = difference.abs().unwrap().max_all().unwrap();
+                let difference: f64 = difference.to_scalar().unwrap();
+                assert!(difference < 1e-5, "{entry} {row}: {difference}");
             }
         }
-        for wrong in [&[7, 1][..], &[7, 0, 4], &[7, 8, 4]] {
-            assert!(attention_to(&q, &k, &v, heads, Some(wrong)).is_err());
+        for wrong in [0..0, 3..3, 0..keys + 1] {
+            let visible = |_, row| if row == 4 { wrong.clone() } else { 0..1 };
+            assert!(attention_to(&q, &k, &v, heads, Some(&visible)).is_err());
+            let (q, k, v) = (double(&q), double(&k), double(&v));
+            assert!(attention_to(&q, &k, &v, heads, Some(&visible)).is_err());
         }
     }
 

@@ -158,6 +158,13 @@ impl RawTensor<'_> {
         read_at(self.source, buffer, self.range.start + offset).map_err(Error::io(self.path))
     }
 
+    /// Whether both are the same bytes of the same file, as tied weights are in what
+    /// `torch.save` wrote.
+    pub(crate) fn is_same_as(&self, other: &RawTensor) -> bool {
+        (self.path, self.range, self.dtype, self.shape)
+            == (other.path, other.range, other.dtype, other.shape)
+    }
+
     fn expect_shape(&self, expected: &[usize]) -> Result<()> {
         if self.shape == expected {
             return Ok(());
@@ -536,6 +543,11 @@ impl Weights<'_> {
             self.compute.dtype,
             &self.compute.device,
         )
+    }
+
+    /// Whether the tensor of this name is here.
+    pub fn contains(&self, name: &str) -> bool {
+        self.checkpoint.contains(&self.name(name))
     }
 
     /// The matrix of this name where products with it are to be in 8 bits.

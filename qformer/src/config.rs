@@ -252,6 +252,29 @@ const BLIP2: &str = "blip-2";
 /// first's checkpoints.
 const INSTRUCT_BLIP: [&str; 2] = ["instructblip", "instructblipvideo"];
 
+/// The class of `transformers` that holds the heads of BLIP-2's first stage.
+const IMAGE_TEXT_RETRIEVAL: &str = "Blip2ForImageTextRetrieval";
+
+/// The heads of BLIP-2's first stage, which a Q-Former has in place of a language model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadsConfig {
+    /// Width of the features that pictures and texts share.
+    pub image_text_hidden_size: usize,
+    /// Whether there is a head that writes captions, which Hugging Face's conversion drops.
+    pub captions: bool,
+}
+
+impl HeadsConfig {
+    /// Checks that the sizes describe a model.
+    ///
+    /// # Errors
+    /// [`Error::ConfigValue`] names the first field that does not.
+    pub fn validate(&self) -> Result<()> {
+        size("image_text_hidden_size", self.image_text_hidden_size)
+    }
+}
+
 /// `Blip2Config` or `InstructBlipConfig`: a whole checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -270,6 +293,11 @@ pub struct Blip2Config {
     pub text_config: TextConfig,
     /// Learned queries, and so rows of the soft prompt.
     pub num_query_tokens: usize,
+    /// Width of the features of `Blip2ForImageTextRetrieval`.
+    pub image_text_hidden_size: usize,
+    /// The classes that the checkpoint was saved from.
+    #[serde(deserialize_with = "null_is_default")]
+    pub architectures: Vec<String>,
     /// Token that stands for the picture in Hugging Face's prompts
     /// (`video_token_index` of `instructblipvideo`).
     #[serde(alias = "video_token_index")]
@@ -284,6 +312,8 @@ impl Default for Blip2Config {
             qformer_config: QFormerConfig::default(),
             text_config: TextConfig::default(),
             num_query_tokens: 32,
+            image_text_hidden_size: 256,
+            architectures: Vec::new(),
             image_token_index: None,
         }
     }
@@ -321,12 +351,20 @@ impl Blip2Config {
                 ),
             ));
         }
-        config.qformer_config.use_qformer_text_input = reads_text;
+        config.qformer_config.use_qformer_text_input = reads_text || config.is_retrieval();
         config.qformer_config.encoder_hidden_size = config.vision_config.hidden_size;
         config.vision_config.validate()?;
         config.qformer_config.validate()?;
         size("num_query_tokens", config.num_query_tokens)?;
+        size("image_text_hidden_size", config.image_text_hidden_size)?;
         Ok(config)
+    }
+
+    /// Whether this is `Blip2ForImageTextRetrieval`: a Q-Former with the heads of the first
+    /// stage, and no language model.
+    pub fn is_retrieval(&self) -> bool {
+        let is_class = |class| class == IMAGE_TEXT_RETRIEVAL;
+        self.model_type == BLIP2 && self.architectures.iter().any(is_class)
     }
 }
 
@@ -442,6 +480,12 @@ mod tests {
         let video = parse(r#"{"model_type": "instructblipvideo", "video_token_index": 32002}"#);
         assert!(video.qformer_config.use_qformer_text_input);
         assert_eq!(video.image_token_index, Some(32002));
+        let retrieval = parse(
+            r#"{"model_type": "blip-2", "architectures": ["Blip2ForImageTextRetrieval"],
+                "qformer_config": {"vocab_size": 30523}}"#,
+        );
+        assert!(retrieval.is_retrieval() && retrieval.qformer_config.use_qformer_text_input);
+        assert_eq!(retrieval.image_text_hidden_size, 256);
         // Stage 1's text input is another model's.
         let blip2 = parse(r#"{"qformer_config": {"use_qformer_text_input": true}}"#);
         assert!(!blip2.qformer_config.use_qformer_text_input);

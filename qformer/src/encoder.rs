@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 
 use crate::checkpoint::{Checkpoint, Compute};
 use crate::config::{QFormerConfig, VisionConfig};
-use crate::model::QFormerModel;
+use crate::model::{QFormerModel, TextNames};
 use crate::vision::VisionModel;
 use crate::{Error, Result};
 
@@ -44,19 +44,16 @@ impl Encoder {
         num_query_tokens: usize,
         compute: &Compute,
     ) -> Result<Self> {
-        if qformer.encoder_hidden_size != vision.hidden_size {
-            return Err(Error::ConfigValue {
-                field: "qformer_config.encoder_hidden_size".to_owned(),
-                reason: format!(
-                    "{} is not vision_config.hidden_size = {}",
-                    qformer.encoder_hidden_size, vision.hidden_size
-                ),
-            });
-        }
+        check_widths(vision, qformer)?;
         let weights = checkpoint.weights(compute);
         Ok(Self {
             vision: VisionModel::load(&weights.pp("vision_model"), vision)?,
-            qformer: Some(QFormerModel::load(&weights, qformer, num_query_tokens)?),
+            qformer: Some(QFormerModel::load(
+                &weights,
+                qformer,
+                num_query_tokens,
+                TextNames::InstructBlip,
+            )?),
         })
     }
 
@@ -118,6 +115,20 @@ impl Encoder {
             queries: queries.to_dtype(DType::F32)?,
         })
     }
+}
+
+/// Refuses a Q-Former that reads rows of another width than the ViT gives.
+pub(crate) fn check_widths(vision: &VisionConfig, qformer: &QFormerConfig) -> Result<()> {
+    if qformer.encoder_hidden_size == vision.hidden_size {
+        return Ok(());
+    }
+    Err(Error::ConfigValue {
+        field: "qformer_config.encoder_hidden_size".to_owned(),
+        reason: format!(
+            "{} is not vision_config.hidden_size = {}",
+            qformer.encoder_hidden_size, vision.hidden_size
+        ),
+    })
 }
 
 /// ViT output `[batch, 1 + patches, width]` to rows of four patches each, the

@@ -129,7 +129,7 @@ pub enum Error {
         tensor: String,
     },
     /// A checkpoint's Q-Former reads text, and has no tokenizer for it.
-    #[error("{}: neither tokenizer.json nor vocab.txt is here, and the Q-Former reads the instruction through its own tokenizer: save the checkpoint's processor beside it", dir.display())]
+    #[error("{}: neither tokenizer.json nor vocab.txt is here, and the Q-Former reads text through its own tokenizer: save the checkpoint's processor beside it", dir.display())]
     NoTokenizer {
         /// The directory.
         dir: PathBuf,
@@ -143,7 +143,7 @@ pub enum Error {
         reason: String,
     },
     /// A text cannot be read beside a picture.
-    #[error("instruction: {reason}")]
+    #[error("text: {reason}")]
     Text {
         /// What is wrong with it.
         reason: String,

@@ -4,6 +4,8 @@
 //! instructions of the machine (`pulp` picks them when the program runs).
 //! Errors stay within a few units in the last place.
 
+use std::ops::Range;
+
 use pulp::Arch;
 
 /// Partial sums side by side: enough for two AVX-512 registers to be busy,
@@ -42,6 +44,17 @@ pub(crate) fn softmax(values: &mut [f32], width: usize) {
     Arch::new().dispatch(|| {
         for row in values.chunks_exact_mut(width) {
             softmax_row(row);
+        }
+    });
+}
+
+/// Softmax of a stretch of each row of `width` values, in place; the rest of the row becomes 0.
+pub(crate) fn softmax_within(values: &mut [f32], width: usize, stretches: &[Range<usize>]) {
+    Arch::new().dispatch(|| {
+        for (row, stretch) in values.chunks_exact_mut(width).zip(stretches) {
+            softmax_row(&mut row[stretch.clone()]);
+            row[..stretch.start].fill(0.0);
+            row[stretch.end..].fill(0.0);
         }
     });
 }

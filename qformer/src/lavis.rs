@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use self::files::Files;
 pub use self::lora::LowRank;
 use crate::checkpoint::Weight;
-use crate::config::{Activation, QFormerConfig, VisionConfig};
+use crate::config::{Activation, HeadsConfig, QFormerConfig, VisionConfig};
 use crate::positions::grid;
 use crate::{JOINED_PATCHES, Result};
 
@@ -74,12 +74,21 @@ impl Projection {
     }
 }
 
+/// What the model's query embeddings are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// A projection leads them to a language model.
+    LanguageModel(Projection),
+    /// Heads read them: the file is of the first stage (LAVIS, `blip2_qformer.py`).
+    Heads(HeadsConfig),
+}
+
 /// The vision side of a model in `.pth` files.
 #[derive(Debug)]
 pub struct LavisModel {
     files: Files,
     tower: Tower,
-    projection: Projection,
+    purpose: Purpose,
     vision: VisionConfig,
     qformer: Option<QFormerConfig>,
     num_query_tokens: usize,
@@ -96,7 +105,7 @@ impl LavisModel {
     /// says which file is needed or which tensor is at fault.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let files = Files::open(paths)?;
-        let projection = projection(&files)?;
+        let purpose = purpose(&files)?;
         let tower = tower(&files)?;
         let vision = match tower.kind {
             TowerKind::Eva => eva_config(&files, tower.prefix)?,
@@ -106,7 +115,7 @@ impl LavisModel {
         let mut model = Self {
             files,
             tower,
-            projection,
+            purpose,
             vision,
             qformer: None,
             num_query_tokens: 0,
@@ -154,9 +163,9 @@ impl LavisModel {
         self.num_query_tokens
     }
 
-    /// Which language model the projection leads to.
-    pub fn projection(&self) -> Projection {
-        self.projection
+    /// What the query embeddings are for.
+    pub fn purpose(&self) -> &Purpose {
+        &self.purpose
     }
 
     /// All tensors under Hugging Face's names, in the shapes that the config
@@ -185,10 +194,12 @@ impl LavisModel {
     /// Whether the projection reads the tower's patches, joined by four, as
     /// MiniGPT-4 with LLaMA-2 does, instead of query embeddings.
     fn reads_patches(&self) -> Result<bool> {
-        let name = format!("{}.weight", self.projection.name());
+        if self.purpose != Purpose::LanguageModel(Projection::Llama) {
+            return Ok(false);
+        }
+        let name = format!("{}.weight", Projection::Llama.name());
         let [_, width] = self.files.dims(&name)?;
-        Ok(self.projection == Projection::Llama
-            && width == JOINED_PATCHES * self.vision.hidden_size)
+        Ok(width == JOINED_PATCHES * self.vision.hidden_size)
     }
 
     fn count_joined_patches(&mut self) -> Result<()> {
@@ -204,9 +215,10 @@ impl LavisModel {
 }
 
 /// MiniGPT-4's projection, which stands above the one of the Q-Former it
-/// borrows, or the only one.
-fn projection(files: &Files) -> Result<Projection> {
+/// borrows, or the only one; or the heads of the first stage.
+fn purpose(files: &Files) -> Result<Purpose> {
     use Projection::{Llama, Llm, Opt, T5};
+    use Purpose::LanguageModel;
     let mut found = Vec::new();
     for projection in [Llama, Opt, T5, Llm] {
         if files
@@ -217,11 +229,12 @@ fn projection(files: &Files) -> Result<Projection> {
         }
     }
     match found.as_slice() {
-        [Llama, ..] => Ok(Llama),
-        [one] => Ok(*one),
+        [Llama, ..] => Ok(LanguageModel(Llama)),
+        [one] => Ok(LanguageModel(*one)),
+        [] if files.find("itm_head.weight")?.is_some() => heads_config(files).map(Purpose::Heads),
         [] if files.find("query_tokens")?.is_some() => Err(files.error(
-            "a Q-Former without a projection to a language model, as after the first stage of the \
-             training; use the file of the second stage, such as blip2_pretrained_opt2.7b.pth"
+            "a Q-Former without a projection to a language model and without the heads of the \
+             first stage; give a whole file, such as blip2_pretrained_opt2.7b.pth or blip2_pretrained.pth"
                 .to_owned(),
         )),
         [] => Err(files.error(
@@ -235,6 +248,17 @@ fn projection(files: &Files) -> Result<Projection> {
             second.name()
         ))),
     }
+}
+
+fn heads_config(files: &Files) -> Result<HeadsConfig> {
+    let [features, _] = files.dims("vision_proj.weight")?;
+    let captions = files.find(names::CAPTION_HEAD)?.is_some();
+    let config = HeadsConfig {
+        image_text_hidden_size: features,
+        captions,
+    };
+    config.validate()?;
+    Ok(config)
 }
 
 fn tower(files: &Files) -> Result<Tower> {
@@ -376,7 +400,7 @@ fn qformer_config(files: &Files, vision: &VisionConfig) -> Result<(QFormerConfig
         encoder_hidden_size: encoder_width,
         ..QFormerConfig::default()
     };
-    // Only InstructBLIP keeps the half that reads text.
+    // Only InstructBLIP and the first stage keep the half that reads text.
     let embeddings = |of: &str| format!("{}{of}_embeddings.weight", names::QFORMER_EMBEDDINGS);
     if files.find(&embeddings("word"))?.is_some() {
         config.use_qformer_text_input = true;

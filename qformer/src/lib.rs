@@ -36,14 +36,18 @@ mod int8;
 mod kernels;
 pub mod lavis;
 mod linear;
+pub mod mask;
 pub mod model;
 mod norm;
 pub mod positions;
 pub mod preprocess;
 mod resize;
+pub mod stage1;
 pub mod vision;
 pub mod wordpiece;
 
 pub use encoder::{Encoder, Encoding, JOINED_PATCHES, joined_patches};
 pub use error::{Error, Result};
+pub use mask::Mask;
+pub use stage1::Stage1;
 pub use wordpiece::WordPiece;

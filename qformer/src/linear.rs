@@ -109,6 +109,16 @@ impl Linear {
         bias: bool,
     ) -> crate::Result<Self> {
         let bias = bias.then(|| weights.get("bias", &[outputs])).transpose()?;
+        Self::load_with(weights, inputs, outputs, bias)
+    }
+
+    /// Loads `weight` `[outputs, inputs]`, for a `bias` `[outputs]` from elsewhere.
+    pub fn load_with(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        bias: Option<Tensor>,
+    ) -> crate::Result<Self> {
         if let Some(weight) = weights.int8("weight", [outputs, inputs])? {
             return Ok(Self {
                 kind: Kind::Packed(Packed {

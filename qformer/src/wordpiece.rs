@@ -1,14 +1,15 @@
-//! An instruction as the token ids that InstructBLIP's Q-Former reads: BERT's
-//! WordPiece (Devlin et al. 2019, arXiv:1810.04805), `[CLS] ... [SEP]`.
+//! Text as the token ids that a Q-Former reads: BERT's WordPiece (Devlin et al.
+//! 2019, arXiv:1810.04805), `[CLS] ... [SEP]`.
 //!
 //! Reference: transformers 5.23, `models/bert/tokenization_bert.py`, which is
 //! the `tokenizers` library too, here without its regex engine in C and
 //! without its hub client. `[DEC]` is the token that BLIP-2's pre-training
 //! added to BERT's vocabulary (LAVIS, `Blip2Base.init_tokenizer`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use tokenizers::decoders::wordpiece::WordPiece as Decoder;
 use tokenizers::models::wordpiece::WordPiece as Model;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
@@ -27,8 +28,31 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 const VOCABULARY_FILE: &str = "vocab.txt";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 
-/// LAVIS's `max_txt_len`.
-const LAVIS_MAX_LENGTH: usize = 128;
+/// Where texts that are too long are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Which end of a text is left out.
+    pub side: Side,
+    /// Tokens that are kept, `[CLS]` and `[SEP]` among them.
+    pub max_length: usize,
+}
+
+impl Cut {
+    /// InstructBLIP's (LAVIS, `blip2_vicuna_instruct.py`, `max_txt_len`).
+    pub const INSTRUCT_BLIP: Self = Self {
+        side: Side::Left,
+        max_length: 128,
+    };
+    /// The first stage's, which was trained on no longer texts (LAVIS, `blip2_qformer.py`,
+    /// `max_txt_len`).
+    pub const STAGE1: Self = Self {
+        side: Side::Right,
+        max_length: 32,
+    };
+}
+
+/// What `Blip2Processor` adds, to stand for the picture.
+const IMAGE: &str = "<image>";
 
 /// `[CLS]` and `[SEP]`.
 const N_ADDED: usize = 2;
@@ -51,10 +75,13 @@ struct TokenizerConfig {
     truncation_side: Side,
 }
 
-#[derive(Deserialize)]
+/// An end of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Side {
+pub enum Side {
+    /// Its beginning.
     Left,
+    /// Its end.
     Right,
 }
 
@@ -82,34 +109,42 @@ impl WordPiece {
     /// a file that holds no such tokenizer, or one that `config` has too few
     /// word embeddings for.
     pub fn open_dir(dir: &Path, config: &QFormerConfig) -> Result<Self> {
-        let (json, vocabulary) = (dir.join(TOKENIZER_FILE), dir.join(VOCABULARY_FILE));
         let settings = TokenizerConfig::read(&dir.join(CONFIG_FILE))?;
-        let (tokenizer, path) = if json.is_file() {
-            (read_json(&json)?, json)
-        } else if vocabulary.is_file() {
-            (read_vocabulary(&vocabulary, &settings)?, vocabulary)
-        } else {
-            return Err(Error::NoTokenizer {
-                dir: dir.to_owned(),
-            });
-        };
+        let path = file_in(dir)?;
         let limit = settings.model_max_length.unwrap_or(f64::INFINITY);
-        // A float beyond `usize` saturates.
-        let max_length = (limit as usize).min(config.max_position_embeddings);
-        let direction = match settings.truncation_side {
-            Side::Left => TruncationDirection::Left,
-            Side::Right => TruncationDirection::Right,
+        let cut = Cut {
+            side: settings.truncation_side,
+            // A float beyond `usize` saturates.
+            max_length: limit as usize,
         };
-        Self::finished(tokenizer, direction, max_length, config).map_err(invalid(&path))
+        Self::finished(read_file(&path, &settings)?, cut, config).map_err(invalid(&path))
     }
 
-    /// With what BERT puts around a text, and texts cut to `max_length` tokens.
+    /// Reads the tokenizer in `dir`, a checkpoint directory of `Blip2ForImageTextRetrieval`, as
+    /// [`WordPiece::open_dir`] reads one. Texts are cut as [`Cut::STAGE1`] says, which the
+    /// reference's processor leaves to its caller, and `<image>`, which that processor puts
+    /// before a text and the model takes away again, is none of its tokens.
+    ///
+    /// # Errors
+    /// As [`WordPiece::open_dir`].
+    pub fn open_stage1(dir: &Path, config: &QFormerConfig) -> Result<Self> {
+        let settings = TokenizerConfig::read(&dir.join(CONFIG_FILE))?;
+        let path = file_in(dir)?;
+        let mut tokenizer = read_file(&path, &settings)?;
+        if tokenizer.token_to_id(IMAGE).is_some() {
+            tokenizer =
+                without_image(&tokenizer).map_err(|error| invalid(&path)(error.to_string()))?;
+        }
+        Self::finished(tokenizer, Cut::STAGE1, config).map_err(invalid(&path))
+    }
+
+    /// With what BERT puts around a text, and texts cut to the Q-Former's positions at most.
     fn finished(
         mut tokenizer: Tokenizer,
-        direction: TruncationDirection,
-        max_length: usize,
+        cut: Cut,
         config: &QFormerConfig,
     ) -> Result<Self, String> {
+        let max_length = cut.max_length.min(config.max_position_embeddings);
         if max_length <= N_ADDED {
             return Err(format!(
                 "texts of {max_length} tokens have no room beside [CLS] and [SEP]"
@@ -120,7 +155,10 @@ impl WordPiece {
             .with_post_processor(Some(processing))
             .with_padding(None)
             .with_truncation(Some(TruncationParams {
-                direction,
+                direction: match cut.side {
+                    Side::Left => TruncationDirection::Left,
+                    Side::Right => TruncationDirection::Right,
+                },
                 max_length,
                 strategy: TruncationStrategy::LongestFirst,
                 stride: 0,
@@ -131,38 +169,22 @@ impl WordPiece {
 
     /// Reads BERT's tokenizer for a Q-Former of LAVIS, whose files have none:
     /// `path` is `bert-base-uncased`'s `vocab.txt` or `tokenizer.json`, or the
-    /// directory of one. `[DEC]` is added where it is missing, and texts are cut
-    /// on the left to 128 tokens (LAVIS, `Blip2Base.init_tokenizer` and
-    /// `max_txt_len`).
+    /// directory of one. `[DEC]` is added where it is missing (LAVIS,
+    /// `Blip2Base.init_tokenizer`).
     ///
     /// # Errors
     /// As [`WordPiece::open_dir`].
-    pub fn open_lavis(path: &Path, config: &QFormerConfig) -> Result<Self> {
+    pub fn open_lavis(path: &Path, cut: Cut, config: &QFormerConfig) -> Result<Self> {
         let path = match path.is_dir() {
-            true => [TOKENIZER_FILE, VOCABULARY_FILE]
-                .map(|file| path.join(file))
-                .into_iter()
-                .find(|file| file.is_file())
-                .ok_or_else(|| Error::NoTokenizer {
-                    dir: path.to_owned(),
-                })?,
+            true => file_in(path)?,
             false => path.to_owned(),
         };
-        let mut tokenizer = match path.extension().is_some_and(|extension| extension == "txt") {
-            true => read_vocabulary(&path, &TokenizerConfig::default())?,
-            false => read_json(&path)?,
-        };
+        let mut tokenizer = read_file(&path, &TokenizerConfig::default())?;
         let dec = AddedToken::from("[DEC]", true);
         tokenizer
             .add_special_tokens([dec])
             .map_err(|error| invalid(&path)(error.to_string()))?;
-        Self::finished(
-            tokenizer,
-            TruncationDirection::Left,
-            LAVIS_MAX_LENGTH.min(config.max_position_embeddings),
-            config,
-        )
-        .map_err(invalid(&path))
+        Self::finished(tokenizer, cut, config).map_err(invalid(&path))
     }
 
     /// Reads a file that [`WordPiece::save`] wrote.
@@ -202,12 +224,30 @@ impl WordPiece {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The text of ids as the reference decodes them: pieces joined to words, special tokens
+    /// left out, spaces before punctuation taken away.
+    ///
+    /// # Errors
+    /// The library refuses the ids.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self.tokenizer.decode(ids, true);
+        text.map_err(|error| Error::Text {
+            reason: error.to_string(),
+        })
+    }
+
+    /// The id of a token of the vocabulary, such as `[DEC]`.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
     /// Rows of word embeddings that the ids need.
     pub fn vocab_size(&self) -> usize {
         vocab_size(&self.tokenizer)
     }
 
-    fn checked(tokenizer: Tokenizer, config: &QFormerConfig) -> Result<Self, String> {
+    fn checked(mut tokenizer: Tokenizer, config: &QFormerConfig) -> Result<Self, String> {
+        tokenizer.with_decoder(Some(Decoder::default()));
         let ModelWrapper::WordPiece(model) = tokenizer.get_model() else {
             return Err("it holds no WordPiece vocabulary, which the Q-Former reads".to_owned());
         };
@@ -249,6 +289,32 @@ impl TokenizerConfig {
             Err(error) => Err(Error::io(path)(error)),
         }
     }
+}
+
+/// The tokenizer's file in a directory.
+fn file_in(dir: &Path) -> Result<PathBuf> {
+    let files = [TOKENIZER_FILE, VOCABULARY_FILE].map(|file| dir.join(file));
+    let found = files.into_iter().find(|file| file.is_file());
+    found.ok_or_else(|| Error::NoTokenizer {
+        dir: dir.to_owned(),
+    })
+}
+
+/// A vocabulary of one token a line where the name ends so, else JSON.
+fn read_file(path: &Path, settings: &TokenizerConfig) -> Result<Tokenizer> {
+    match path.extension().is_some_and(|extension| extension == "txt") {
+        true => read_vocabulary(path, settings),
+        false => read_json(path),
+    }
+}
+
+/// The tokenizer but for [`IMAGE`], which the library has no way to take out.
+fn without_image(tokenizer: &Tokenizer) -> Result<Tokenizer, serde_json::Error> {
+    let mut json = serde_json::to_value(tokenizer)?;
+    if let Some(added) = json["added_tokens"].as_array_mut() {
+        added.retain(|token| token["content"] != IMAGE);
+    }
+    serde_json::from_value(json)
 }
 
 fn read_json(path: &Path) -> Result<Tokenizer> {

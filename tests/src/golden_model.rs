@@ -53,8 +53,9 @@ pub fn values(name: &str, shape: &[usize]) -> Vec<f32> {
         .collect()
 }
 
-/// Names and shapes of a model's tensors, as `Blip2ForConditionalGeneration`
-/// or `InstructBlipForConditionalGeneration` has them.
+/// Names and shapes of a model's tensors, as `Blip2ForConditionalGeneration`,
+/// `InstructBlipForConditionalGeneration` or `Blip2ForImageTextRetrieval` has them, without
+/// the language model.
 pub fn tensor_shapes(config: &Blip2Config, n_embd: usize) -> BTreeMap<String, Vec<usize>> {
     let mut shapes = BTreeMap::new();
     let mut add = |name: String, shape: &[usize]| {
@@ -106,14 +107,21 @@ pub fn tensor_shapes(config: &Blip2Config, n_embd: usize) -> BTreeMap<String, Ve
 
     let (encoder, width, inner) = (width, qformer.hidden_size, qformer.intermediate_size);
     add("query_tokens".into(), &[1, config.num_query_tokens, width]);
-    let layernorm = if qformer.use_qformer_text_input {
+    if qformer.use_qformer_text_input {
         for (name, rows) in [
             ("word", qformer.vocab_size),
             ("position", qformer.max_position_embeddings),
         ] {
-            let name = format!("qformer.embeddings.{name}_embeddings.weight");
+            let place = if config.is_retrieval() {
+                ""
+            } else {
+                "qformer."
+            };
+            let name = format!("{place}embeddings.{name}_embeddings.weight");
             add(name, &[rows, width]);
         }
+    }
+    let layernorm = if qformer.use_qformer_text_input && !config.is_retrieval() {
         "qformer.embeddings.layernorm"
     } else {
         "qformer.layernorm"
@@ -152,8 +160,19 @@ pub fn tensor_shapes(config: &Blip2Config, n_embd: usize) -> BTreeMap<String, Ve
             add(at(&format!("{name}.bias")), &[width]);
         }
     }
-    add("language_projection.weight".into(), &[n_embd, width]);
-    add("language_projection.bias".into(), &[n_embd]);
+    let features = config.image_text_hidden_size;
+    let heads = match config.is_retrieval() {
+        true => vec![
+            ("vision_projection", features),
+            ("text_projection", features),
+            ("itm_head", 2),
+        ],
+        false => vec![("language_projection", n_embd)],
+    };
+    for (name, outputs) in heads {
+        add(format!("{name}.weight"), &[outputs, width]);
+        add(format!("{name}.bias"), &[outputs]);
+    }
     shapes
 }
 

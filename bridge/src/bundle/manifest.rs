@@ -5,7 +5,7 @@ use std::path::Path;
 
 use prompts::Layout;
 use qformer::JOINED_PATCHES;
-use qformer::config::{QFormerConfig, VisionConfig};
+use qformer::config::{HeadsConfig, QFormerConfig, VisionConfig};
 use qformer::preprocess::Preprocessing;
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,12 @@ pub(crate) const INSTRUCT_BLIP: &str = "instructblip";
 /// Q-Former.
 pub(crate) const MINIGPT4: &str = "minigpt4";
 
+/// BLIP-2's first stage: heads that match pictures and texts in place of a
+/// language model.
+pub(crate) const BLIP2_ITM: &str = "blip2-itm";
+
 /// The families of vision sides that are known.
-pub const FAMILIES: [&str; 3] = [BLIP2, INSTRUCT_BLIP, MINIGPT4];
+pub const FAMILIES: [&str; 4] = [BLIP2, INSTRUCT_BLIP, MINIGPT4, BLIP2_ITM];
 
 /// A manifest is small; anything larger is not one.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
@@ -44,7 +48,7 @@ pub struct Manifest {
     pub name: String,
     /// Family of the vision side, one of [`FAMILIES`].
     pub family: String,
-    /// Soft-prompt rows for a picture: its query embeddings, or, without a
+    /// Query embeddings of a picture, which are the rows of its soft prompt; without a
     /// Q-Former, its patches joined by four.
     pub num_query_tokens: usize,
     /// The frozen ViT.
@@ -52,10 +56,14 @@ pub struct Manifest {
     /// The Q-Former; some of MiniGPT-4's models have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qformer: Option<QFormerConfig>,
+    /// The heads of a Q-Former of the first stage, which has no language model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<HeadsConfig>,
     /// How pictures become pixels.
     pub preprocessing: Preprocessing,
-    /// How text and pictures are laid out in a prompt.
-    pub prompt: Layout,
+    /// How text and pictures are laid out in a language model's prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<Layout>,
     /// Generation defaults.
     #[serde(default)]
     pub generation: GenerationDefaults,
@@ -77,8 +85,9 @@ pub struct Source {
     /// The commit that the hub's model was at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// Name of the GGUF file.
-    pub llm: String,
+    /// Name of the GGUF file, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm: Option<String>,
     /// The program and version that wrote the bundle.
     pub created_by: String,
 }
@@ -89,16 +98,18 @@ pub struct Source {
 pub struct Files {
     /// `vision_model.*`.
     pub vision: FileEntry,
-    /// `query_tokens` and `qformer.*`, where there is a Q-Former.
+    /// `query_tokens` and `qformer.*`, where there is a Q-Former, with its heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qformer: Option<FileEntry>,
     /// The tokenizer of a Q-Former that reads text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qformer_tokenizer: Option<FileEntry>,
-    /// `language_projection.*`.
-    pub projection: FileEntry,
+    /// `language_projection.*`, where there is a language model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projection: Option<FileEntry>,
     /// The language model.
-    pub llm: FileEntry,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm: Option<FileEntry>,
 }
 
 impl Files {
@@ -108,8 +119,8 @@ impl Files {
             ("vision", Some(&self.vision)),
             ("qformer", self.qformer.as_ref()),
             ("qformer_tokenizer", self.qformer_tokenizer.as_ref()),
-            ("projection", Some(&self.projection)),
-            ("llm", Some(&self.llm)),
+            ("projection", self.projection.as_ref()),
+            ("llm", self.llm.as_ref()),
         ]
         .into_iter()
         .filter_map(|(part, entry)| Some((part, entry?)))
@@ -193,7 +204,29 @@ impl Manifest {
         if self.qformer.is_some() != self.files.qformer.is_some() {
             return Err("a Q-Former needs both the table qformer and files.qformer".to_owned());
         }
-        let reads_text = self.family == INSTRUCT_BLIP;
+        let has_heads = self.family == BLIP2_ITM;
+        let reads_text = has_heads || self.family == INSTRUCT_BLIP;
+        if self.heads.is_some() != has_heads {
+            return Err(format!(
+                "the table heads belongs to the family {BLIP2_ITM:?}, and this one is {:?}",
+                self.family
+            ));
+        }
+        for (field, is_there) in [
+            ("prompt", self.prompt.is_some()),
+            ("files.projection", self.files.projection.is_some()),
+            ("files.llm", self.files.llm.is_some()),
+        ] {
+            if is_there == has_heads {
+                let family = &self.family;
+                return Err(match has_heads {
+                    true => format!(
+                        "{field} does not go with family = {family:?}, which has no language model"
+                    ),
+                    false => format!("{field} is missing, which the family {family:?} has"),
+                });
+            }
+        }
         match &self.qformer {
             None if self.family != MINIGPT4 => {
                 return Err(format!("the family {:?} has a Q-Former", self.family));
@@ -208,7 +241,7 @@ impl Manifest {
         }
         if self.files.qformer_tokenizer.is_some() != reads_text {
             return Err(if reads_text {
-                "files.qformer_tokenizer is missing, through which this family's Q-Former reads the instruction; \
+                "files.qformer_tokenizer is missing, through which this family's Q-Former reads text; \
                  make the bundle again"
                     .to_owned()
             } else {

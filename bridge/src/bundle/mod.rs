@@ -2,8 +2,9 @@
 //!
 //! `bundle.toml` says what is inside; `vision.safetensors`,
 //! `qformer.safetensors` and `projection.safetensors` keep the checkpoint's
-//! tensor names; a GGUF is the language model. Whatever does not fit together
-//! is refused when the bundle is opened, before weights are read.
+//! tensor names; a GGUF is the language model. A model of BLIP-2's first stage
+//! has heads in `qformer.safetensors` instead of the last two. Whatever does not
+//! fit together is refused when the bundle is opened, before weights are read.
 
 mod generation;
 mod manifest;
@@ -13,8 +14,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use generation::GenerationDefaults;
-pub(crate) use manifest::{BLIP2, FORMAT, INSTRUCT_BLIP, MINIGPT4};
+pub(crate) use manifest::{BLIP2, BLIP2_ITM, FORMAT, INSTRUCT_BLIP, MINIGPT4};
 pub use manifest::{FAMILIES, FileEntry, Files, MANIFEST_FILE, Manifest, Source};
+use prompts::Layout;
 use qformer::checkpoint::Checkpoint;
 use qformer::{JOINED_PATCHES, WordPiece};
 use sha2::{Digest, Sha256};
@@ -29,7 +31,7 @@ pub struct Bundle {
     manifest: Manifest,
     checkpoint: Checkpoint,
     qformer_tokenizer: Option<WordPiece>,
-    llm: GgufInfo,
+    llm: Option<GgufInfo>,
 }
 
 impl Bundle {
@@ -56,20 +58,24 @@ impl Bundle {
             }
         }
         let files = &manifest.files;
-        let weights: Vec<PathBuf> = [Some(&files.vision), files.qformer.as_ref()]
+        let weights = [
+            Some(&files.vision),
+            files.qformer.as_ref(),
+            files.projection.as_ref(),
+        ];
+        let weights: Vec<PathBuf> = weights
             .into_iter()
             .flatten()
-            .chain([&files.projection])
             .map(|entry| dir.join(&entry.path))
             .collect();
         let checkpoint = Checkpoint::from_files(&weights)?;
-        let llm_path = dir.join(&files.llm.path);
-        let llm = GgufInfo::read(&llm_path)?;
+        let llm_path = files.llm.as_ref().map(|entry| dir.join(&entry.path));
+        let llm = llm_path.as_deref().map(GgufInfo::read).transpose()?;
         let find = |name: &str| {
             let tensor = checkpoint.raw(name)?;
             Ok((tensor.shape.to_vec(), tensor.path.to_owned()))
         };
-        check_fit(&manifest, &find, &llm, &llm_path)?;
+        check_fit(&manifest, &find, llm.as_ref().zip(llm_path.as_deref()))?;
         let qformer_tokenizer = files
             .qformer_tokenizer
             .as_ref()
@@ -105,14 +111,27 @@ impl Bundle {
         self.qformer_tokenizer.as_ref()
     }
 
-    /// What the GGUF's header says.
-    pub fn llm(&self) -> &GgufInfo {
-        &self.llm
+    /// What the GGUF's header says, where there is a language model.
+    pub fn llm(&self) -> Option<&GgufInfo> {
+        self.llm.as_ref()
     }
 
     /// Path of the GGUF.
-    pub fn llm_path(&self) -> PathBuf {
-        self.dir.join(&self.manifest.files.llm.path)
+    ///
+    /// # Errors
+    /// [`Error::NoLanguageModel`].
+    pub fn llm_path(&self) -> Result<PathBuf> {
+        match &self.manifest.files.llm {
+            Some(entry) => Ok(self.dir.join(&entry.path)),
+            None => Err(self.no_language_model()),
+        }
+    }
+
+    /// What is said to a task that needs a language model.
+    pub(crate) fn no_language_model(&self) -> Error {
+        Error::NoLanguageModel {
+            dir: self.dir.clone(),
+        }
     }
 
     /// Reads every file once and compares its SHA-256 with the manifest's.
@@ -147,8 +166,7 @@ pub(crate) type Found = (Vec<usize>, PathBuf);
 pub(crate) fn check_fit(
     manifest: &Manifest,
     find: &dyn Fn(&str) -> Result<Found>,
-    llm: &GgufInfo,
-    llm_path: &Path,
+    llm: Option<(&GgufInfo, &Path)>,
 ) -> Result<()> {
     let mismatch = |what: &str, left: String, right: String| {
         Err(Error::Mismatch {
@@ -201,53 +219,93 @@ pub(crate) fn check_fit(
             );
         }
     }
-    if let Some(qformer) = &manifest.qformer
-        && qformer.use_qformer_text_input
-    {
-        let name = "qformer.embeddings.word_embeddings.weight";
-        let expected = [qformer.vocab_size, qformer.hidden_size];
-        let family = format!(
-            "the Q-Former of family {INSTRUCT_BLIP} reads the instruction through them, {expected:?}"
-        );
-        match find(name) {
-            Ok((shape, _)) if shape == expected => {}
-            Ok((shape, path)) => {
-                let held = format!("{} holds {name} {shape:?}", path.display());
-                return mismatch("word embeddings", held, family);
-            }
+    check_heads(manifest, find)?;
+    if let Some((llm, path)) = llm {
+        check_llm(manifest, find, llm, path)?;
+    }
+    Ok(())
+}
+
+/// What a Q-Former that reads text has beside one that does not, and the heads that are read in
+/// place of a language model.
+fn check_heads(manifest: &Manifest, find: &dyn Fn(&str) -> Result<Found>) -> Result<()> {
+    let Some(qformer) = &manifest.qformer else {
+        return Ok(());
+    };
+    let (family, width) = (&manifest.family, qformer.hidden_size);
+    let fits = |what: &str, name: &str, expected: [usize; 2], why: &str| {
+        let wanted = format!("the family {family:?} {why}, {expected:?}");
+        let left = match find(name) {
+            Ok((shape, _)) if shape == expected => return Ok(()),
+            Ok((shape, path)) => format!("{} holds {name} {shape:?}", path.display()),
             Err(Error::Vision(qformer::Error::MissingTensor { files, .. })) => {
-                return mismatch("family", format!("{files} holds no {name}"), family);
+                format!("{files} holds no {name}")
             }
             Err(error) => return Err(error),
+        };
+        Err(Error::Mismatch {
+            what: what.to_owned(),
+            left,
+            right: wanted,
+        })
+    };
+    if qformer.use_qformer_text_input {
+        let name = match &manifest.heads {
+            Some(_) => "embeddings.word_embeddings.weight",
+            None => "qformer.embeddings.word_embeddings.weight",
+        };
+        let expected = [qformer.vocab_size, width];
+        fits("word embeddings", name, expected, "reads text through them")?;
+    }
+    if let Some(heads) = &manifest.heads {
+        let features = heads.image_text_hidden_size;
+        let mut wanted = vec![
+            ("vision_projection.weight", [features, width]),
+            ("text_projection.weight", [features, width]),
+            ("itm_head.weight", [2, width]),
+        ];
+        if heads.captions {
+            wanted.push(("cls.predictions.transform.dense.weight", [width, width]));
+        }
+        for (name, expected) in wanted {
+            fits("head", name, expected, "needs it")?;
         }
     }
+    Ok(())
+}
+
+/// Refuses a language model that the projection or the layout does not fit.
+fn check_llm(
+    manifest: &Manifest,
+    find: &dyn Fn(&str) -> Result<Found>,
+    llm: &GgufInfo,
+    llm_path: &Path,
+) -> Result<()> {
     let name = "language_projection.weight";
     let (shape, path) = find(name)?;
     let expected = [llm.n_embd, manifest.query_width()];
     if shape != expected {
-        return mismatch(
-            "projection",
-            format!("{} holds {name} {shape:?}", path.display()),
-            format!(
+        return Err(Error::Mismatch {
+            what: "projection".to_owned(),
+            left: format!("{} holds {name} {shape:?}", path.display()),
+            right: format!(
                 "{} ({}) with n_embd {} and rows of {} need {expected:?}",
                 llm_path.display(),
                 llm.architecture,
                 llm.n_embd,
                 manifest.query_width()
             ),
-        );
+        });
     }
-    if let Some(id) = manifest
-        .prompt
-        .stop_ids()
-        .iter()
-        .find(|id| usize::try_from(**id).map_or(true, |id| id >= llm.n_vocab))
-    {
-        return mismatch(
-            "vocabulary",
-            format!("{MANIFEST_FILE} stops on token {id}"),
-            format!("{} has {} tokens", llm_path.display(), llm.n_vocab),
-        );
+    let stop_ids = manifest.prompt.iter().flat_map(Layout::stop_ids);
+    for id in stop_ids {
+        if usize::try_from(*id).map_or(true, |id| id >= llm.n_vocab) {
+            return Err(Error::Mismatch {
+                what: "vocabulary".to_owned(),
+                left: format!("{MANIFEST_FILE} stops on token {id}"),
+                right: format!("{} has {} tokens", llm_path.display(), llm.n_vocab),
+            });
+        }
     }
     Ok(())
 }

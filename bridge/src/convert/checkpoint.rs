@@ -6,16 +6,33 @@ use std::path::{Path, PathBuf};
 use prompts::Layout;
 use qformer::WordPiece;
 use qformer::checkpoint::{Checkpoint, Weight};
-use qformer::config::{Blip2Config, QFormerConfig, VisionConfig};
-use qformer::lavis::{LavisModel, LowRank, Projection};
+use qformer::config::{Blip2Config, HeadsConfig, QFormerConfig, VisionConfig};
+use qformer::lavis::{LavisModel, LowRank, Projection, Purpose};
 use qformer::positions::{Align, resized};
 use qformer::preprocess::Preprocessing;
+use qformer::stage1::CaptionOptions;
+use qformer::wordpiece::Cut;
 
-use crate::bundle::{BLIP2, GenerationDefaults, INSTRUCT_BLIP, MINIGPT4};
+use crate::bundle::{BLIP2, BLIP2_ITM, GenerationDefaults, INSTRUCT_BLIP, MINIGPT4};
 use crate::image_encoder::{read_preprocessing, read_qformer_tokenizer};
 use crate::{Error, Result};
 
 const POSITIONS: &str = "vision_model.embeddings.position_embedding";
+
+/// A tensor of the head that writes captions, where there is one.
+const CAPTION_HEAD: &str = "cls.predictions.transform.dense.weight";
+
+/// What is in a bundle's `qformer.safetensors`, by the beginnings of names: the Q-Former, and of
+/// the first stage its tables of embeddings and its heads.
+pub(super) const QFORMER_PART: [&str; 7] = [
+    "query_tokens",
+    "qformer.",
+    "embeddings.",
+    "vision_projection.",
+    "text_projection.",
+    "itm_head.",
+    "cls.",
+];
 
 /// Whether a tensor of a Hugging Face checkpoint belongs to vision, Q-Former or
 /// projection, by its name.
@@ -40,9 +57,11 @@ pub(super) struct Source {
     pub qformer: Option<QFormerConfig>,
     /// Of a Q-Former that reads text.
     pub qformer_tokenizer: Option<WordPiece>,
+    /// Of a Q-Former of the first stage, which has no language model.
+    pub heads: Option<HeadsConfig>,
     pub preprocessing: Preprocessing,
-    /// The family's own.
-    pub layout: Layout,
+    /// The family's own; none without a language model.
+    pub layout: Option<Layout>,
     /// What a request gets where it says nothing.
     pub generation: GenerationDefaults,
     /// What the language model's configuration calls its architecture.
@@ -92,14 +111,24 @@ impl Source {
 
     fn hugging_face(dir: &Path, image_size: Option<usize>) -> Result<Self> {
         let mut config = Blip2Config::read(dir)?;
+        let tensors = Checkpoint::open(dir)?;
         let llm_type = config.text_config.model_type.as_deref();
-        let (family, layout) = match (config.qformer_config.use_qformer_text_input, llm_type) {
-            (false, Some("t5")) => (BLIP2, Layout::preset("blip2-t5")?),
-            (false, _) => (BLIP2, Layout::blip2(config.text_config.eos_token_ids())),
-            (true, Some("t5")) => (INSTRUCT_BLIP, Layout::preset("instructblip-t5")?),
+        let heads = config.is_retrieval().then(|| HeadsConfig {
+            image_text_hidden_size: config.image_text_hidden_size,
+            captions: tensors.contains(CAPTION_HEAD),
+        });
+        let reads_text = config.qformer_config.use_qformer_text_input;
+        let (family, layout) = match (reads_text, llm_type) {
+            _ if heads.is_some() => (BLIP2_ITM, None),
+            (false, Some("t5")) => (BLIP2, Some(Layout::preset("blip2-t5")?)),
+            (false, _) => {
+                let layout = Layout::blip2(config.text_config.eos_token_ids());
+                (BLIP2, Some(layout))
+            }
+            (true, Some("t5")) => (INSTRUCT_BLIP, Some(Layout::preset("instructblip-t5")?)),
             // Their configs name wrong tokens of begin and end: the
             // vocabulary's own end of sequence is both.
-            (true, _) => (INSTRUCT_BLIP, Layout::preset("instructblip")?),
+            (true, _) => (INSTRUCT_BLIP, Some(Layout::preset("instructblip")?)),
         };
         let qformer_tokenizer = read_qformer_tokenizer(dir, &config)?;
         let mut preprocessing = read_preprocessing(dir, &config)?;
@@ -115,12 +144,16 @@ impl Source {
             preprocessing,
             layout,
             qformer_tokenizer,
-            generation: GenerationDefaults::from_checkpoint(dir)?,
+            generation: match heads {
+                Some(_) => lavis_caption_generation(),
+                None => GenerationDefaults::from_checkpoint(dir)?,
+            },
             llm_type: config.text_config.model_type,
+            heads,
             vision: config.vision_config,
             qformer: Some(config.qformer_config),
             paths: vec![dir.to_owned()],
-            tensors: Tensors::HuggingFace(Checkpoint::open(dir)?),
+            tensors: Tensors::HuggingFace(tensors),
         })
     }
 
@@ -137,20 +170,33 @@ impl Source {
         let name = names.join(" + ");
         let qformer_tokenizer = read_lavis_tokenizer(&model, &name, qformer_tokenizer)?;
         let reads_text = qformer_tokenizer.is_some();
-        let (family, layout, llm_type) = match model.projection() {
-            Projection::Llama if model.has_lora() => (MINIGPT4, "minigpt-v2", "llama"),
-            Projection::Llama if model.qformer().is_some() => (MINIGPT4, "minigpt4", "llama"),
-            Projection::Llama => (MINIGPT4, "minigpt4-llama2", "llama"),
-            Projection::T5 if reads_text => (INSTRUCT_BLIP, "instructblip-t5", "t5"),
-            Projection::Llm if reads_text => (INSTRUCT_BLIP, "instructblip", "llama"),
-            Projection::Opt => (BLIP2, "blip2-opt", "opt"),
-            Projection::T5 => (BLIP2, "blip2-t5", "t5"),
-            Projection::Llm => (BLIP2, "blip2", "llama"),
+        let (family, layout, llm_type) = match model.purpose() {
+            Purpose::Heads(_) => (BLIP2_ITM, None, None),
+            Purpose::LanguageModel(projection) => {
+                let (family, layout, llm_type) = match projection {
+                    Projection::Llama if model.has_lora() => (MINIGPT4, "minigpt-v2", "llama"),
+                    Projection::Llama if model.qformer().is_some() => {
+                        (MINIGPT4, "minigpt4", "llama")
+                    }
+                    Projection::Llama => (MINIGPT4, "minigpt4-llama2", "llama"),
+                    Projection::T5 if reads_text => (INSTRUCT_BLIP, "instructblip-t5", "t5"),
+                    Projection::Llm if reads_text => (INSTRUCT_BLIP, "instructblip", "llama"),
+                    Projection::Opt => (BLIP2, "blip2-opt", "opt"),
+                    Projection::T5 => (BLIP2, "blip2-t5", "t5"),
+                    Projection::Llm => (BLIP2, "blip2", "llama"),
+                };
+                (family, Some(Layout::preset(layout)?), Some(llm_type))
+            }
         };
-        let generation = match (model.projection(), reads_text) {
-            (Projection::Llama, _) => minigpt4_generation(),
-            (_, true) => lavis_instruct_generation(),
-            (_, false) => lavis_generation(),
+        let generation = match (model.purpose(), reads_text) {
+            (Purpose::Heads(_), _) => lavis_caption_generation(),
+            (Purpose::LanguageModel(Projection::Llama), _) => minigpt4_generation(),
+            (Purpose::LanguageModel(_), true) => lavis_instruct_generation(),
+            (Purpose::LanguageModel(_), false) => lavis_generation(),
+        };
+        let heads = match model.purpose() {
+            Purpose::Heads(heads) => Some(heads.clone()),
+            Purpose::LanguageModel(_) => None,
         };
         Ok(Self {
             name,
@@ -159,10 +205,11 @@ impl Source {
             vision: model.vision().clone(),
             qformer: model.qformer().cloned(),
             qformer_tokenizer,
+            heads,
             preprocessing: Preprocessing::clip(model.vision().image_size),
-            layout: Layout::preset(layout)?,
+            layout,
             generation,
-            llm_type: Some(llm_type.to_owned()),
+            llm_type: llm_type.map(str::to_owned),
             paths: paths.to_vec(),
             tensors: Tensors::Lavis(model),
         })
@@ -205,7 +252,11 @@ impl Source {
         };
         checkpoint
             .iter()
-            .filter(|tensor| is_vision_side(tensor.name))
+            .filter(|tensor| {
+                let is_head = |prefix| tensor.name.starts_with(prefix);
+                is_vision_side(tensor.name)
+                    || self.heads.is_some() && QFORMER_PART.into_iter().any(is_head)
+            })
             .map(|tensor| {
                 let weight = Weight::from(tensor);
                 if weight.name == POSITIONS && weight.shape.get(1) != Some(&self.vision.positions())
@@ -228,11 +279,17 @@ fn read_lavis_tokenizer(
         .qformer()
         .filter(|config| config.use_qformer_text_input);
     match (reads_text, path) {
-        (Some(config), Some(path)) => Ok(Some(WordPiece::open_lavis(path, config)?)),
+        (Some(config), Some(path)) => {
+            let cut = match model.purpose() {
+                Purpose::Heads(_) => Cut::STAGE1,
+                Purpose::LanguageModel(_) => Cut::INSTRUCT_BLIP,
+            };
+            Ok(Some(WordPiece::open_lavis(path, cut, config)?))
+        }
         (None, None) => Ok(None),
         (Some(_), None) => Err(Error::Convert {
             path: PathBuf::from(name),
-            reason: "this InstructBLIP's Q-Former reads text, and LAVIS's files lack its tokenizer; give \
+            reason: "this model's Q-Former reads text, and LAVIS's files lack its tokenizer; give \
                      bert-base-uncased's vocab.txt or tokenizer.json with --qformer-tokenizer"
                 .to_owned(),
         }),
@@ -262,6 +319,18 @@ fn lavis_generation() -> GenerationDefaults {
         min_tokens: 1,
         penalize_prompt: false,
         num_beams: 5,
+        ..GenerationDefaults::default()
+    }
+}
+
+/// LAVIS, `blip2_qformer.py`, `generate`.
+fn lavis_caption_generation() -> GenerationDefaults {
+    let options = CaptionOptions::default();
+    GenerationDefaults {
+        max_tokens: options.max_tokens,
+        min_tokens: options.min_tokens,
+        num_beams: options.num_beams,
+        length_penalty: options.length_penalty,
         ..GenerationDefaults::default()
     }
 }

@@ -20,8 +20,8 @@ use prompts::Layout;
 use qformer::checkpoint::{Weight, WeightType, write_weights};
 use qformer::wordpiece::TOKENIZER_DIR;
 
-use self::checkpoint::Source;
 pub use self::checkpoint::is_vision_side;
+use self::checkpoint::{QFORMER_PART, Source};
 use self::language_model::LlmSource;
 pub use self::llm::LlmQuant;
 use self::pair::check_pair;
@@ -32,7 +32,7 @@ use crate::{Error, Result};
 
 /// The files of a checkpoint directory that a conversion reads where they are
 /// there, beside the weights.
-pub const CHECKPOINT_FILES: [&str; 16] = [
+pub const CHECKPOINT_FILES: [&str; 17] = [
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -44,6 +44,7 @@ pub const CHECKPOINT_FILES: [&str; 16] = [
     "added_tokens.json",
     "spiece.model",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
     "qformer_tokenizer/tokenizer.json",
@@ -89,7 +90,8 @@ pub struct Origin {
 /// A conversion that can be run: its parts fit together.
 pub struct Conversion {
     source: Source,
-    llm: LlmSource,
+    /// None where heads read the query embeddings.
+    llm: Option<LlmSource>,
     manifest: Manifest,
     vision: Option<WeightType>,
     out: PathBuf,
@@ -99,8 +101,8 @@ pub struct Conversion {
 impl Conversion {
     /// Plans the bundle `out` of the checkpoint `sources` and a language model:
     /// the GGUF `llm`, or, with `options.llm_quant`, what becomes one: the
-    /// directory `llm`, or the checkpoint's own. Reads headers alone and writes
-    /// nothing.
+    /// directory `llm`, or the checkpoint's own. A checkpoint of BLIP-2's first
+    /// stage takes none. Reads headers alone and writes nothing.
     ///
     /// # Errors
     /// `out` exists, an input cannot be read, or the parts do not fit together.
@@ -120,9 +122,19 @@ impl Conversion {
         if let Some(origin) = &options.origin {
             source.name.clone_from(&origin.model);
         }
-        let llm = LlmSource::open(llm, options.llm_quant, &source)?;
-        let (info, llm_bytes) = llm.info(&source)?;
-        check_pair(&source, &info, llm.path())?;
+        let llm = match source.heads {
+            Some(_) => {
+                refuse_llm(&source, llm, &options)?;
+                None
+            }
+            None => Some(LlmSource::open(llm, options.llm_quant, &source)?),
+        };
+        let info = llm.as_ref().map(|llm| llm.info(&source)).transpose()?;
+        let (info, llm_bytes) = info.unzip();
+        let info = info.as_ref().zip(llm.as_ref().map(LlmSource::path));
+        if let Some((info, path)) = info {
+            check_pair(&source, info, path)?;
+        }
         let file = |path: &str| FileEntry {
             path: path.to_owned(),
             bytes: 0,
@@ -136,12 +148,13 @@ impl Conversion {
             vision: source.vision.clone(),
             qformer: source.qformer.clone(),
             preprocessing: source.preprocessing.clone(),
-            prompt: options.layout.unwrap_or_else(|| source.layout.clone()),
+            heads: source.heads.clone(),
+            prompt: options.layout.or_else(|| source.layout.clone()),
             generation: source.generation.clone(),
             source: bundle::Source {
                 checkpoint: source.name.clone(),
                 revision: options.origin.map(|origin| origin.revision),
-                llm: llm.name(&source),
+                llm: llm.as_ref().map(|llm| llm.name(&source)),
                 created_by: CREATED_BY.to_owned(),
             },
             licenses: options.licenses,
@@ -155,8 +168,8 @@ impl Conversion {
                     .qformer_tokenizer
                     .as_ref()
                     .map(|_| file("qformer_tokenizer.json")),
-                projection: file("projection.safetensors"),
-                llm: file("llm.gguf"),
+                projection: llm.as_ref().map(|_| file("projection.safetensors")),
+                llm: llm.as_ref().map(|_| file("llm.gguf")),
             },
         };
         let weights = source.weights()?;
@@ -173,14 +186,15 @@ impl Conversion {
                 })
         };
         find("vision_model.post_layernorm.weight")?;
-        check_fit(&manifest, &find, &info, llm.path())?;
+        check_fit(&manifest, &find, info)?;
         // Weights are told as they are written, the language model as it is
         // read, and everything again as it is hashed.
         let weight_bytes: u64 = weights
             .iter()
             .map(|weight| weight.size(options.vision))
             .sum();
-        let bytes = 2 * weight_bytes + llm_bytes + info.file_size;
+        let llm_bytes = llm_bytes.unwrap_or(0) + info.map_or(0, |(info, _)| info.file_size);
+        let bytes = 2 * weight_bytes + llm_bytes;
         drop(weights);
         Ok(Self {
             source,
@@ -209,8 +223,8 @@ impl Conversion {
         let files = &mut self.manifest.files;
         let parts = [
             (Some(&mut files.vision), &["vision_model."][..]),
-            (files.qformer.as_mut(), &["query_tokens", "qformer."]),
-            (Some(&mut files.projection), &["language_projection."]),
+            (files.qformer.as_mut(), &QFORMER_PART),
+            (files.projection.as_mut(), &["language_projection."]),
         ];
         for (entry, prefixes) in parts {
             let Some(entry) = entry else { continue };
@@ -235,9 +249,11 @@ impl Conversion {
         {
             *entry = staging.part(&entry.path, progress, |path| Ok(tokenizer.save(path)?))?;
         }
-        files.llm = staging.part(&files.llm.path, progress, |path| {
-            self.llm.write(&self.source, path, progress)
-        })?;
+        if let (Some(entry), Some(llm)) = (&mut files.llm, &self.llm) {
+            *entry = staging.part(&entry.path, progress, |path| {
+                llm.write(&self.source, path, progress)
+            })?;
+        }
         let path = staging.dir().join(MANIFEST_FILE);
         let text = self.manifest.to_toml().map_err(|error| Error::Manifest {
             path: path.clone(),
@@ -255,15 +271,15 @@ impl Conversion {
         let mut lines = vec![
             CREATED_BY.to_owned(),
             format!("{:?} {:?}", self.vision, self.manifest.vision),
-            self.llm.name(&self.source),
         ];
+        lines.extend(self.llm.as_ref().map(|llm| llm.name(&self.source)));
         let mut files = Vec::new();
         for path in self
             .source
             .paths
             .iter()
             .map(PathBuf::as_path)
-            .chain([self.llm.path()])
+            .chain(self.llm.as_ref().map(LlmSource::path))
         {
             if path.is_dir() {
                 for dir in [path.to_owned(), path.join(TOKENIZER_DIR)] {
@@ -289,6 +305,27 @@ impl Conversion {
             lines.push(format!("{} {} {changed:?}", file.display(), metadata.len()));
         }
         Ok(lines.join("\n"))
+    }
+}
+
+/// Refuses what concerns a language model where the checkpoint takes none.
+fn refuse_llm(source: &Source, llm: Option<&Path>, options: &ConvertOptions) -> Result<()> {
+    let given = [
+        ("a language model (--llm)", llm.is_some()),
+        (
+            "a precision for one (--llm-quant)",
+            options.llm_quant.is_some(),
+        ),
+        ("a prompt layout (--layout)", options.layout.is_some()),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((what, _)) => Err(Error::Convert {
+            path: PathBuf::from(&source.name),
+            reason: format!(
+                "a Q-Former with the heads of the first stage, which has no language model; leave out {what}"
+            ),
+        }),
     }
 }
 

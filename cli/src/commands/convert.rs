@@ -42,7 +42,11 @@ pub fn conversion_options(args: &ConversionArgs) -> Result<ConvertOptions> {
         );
     }
     Ok(ConvertOptions {
-        llm_quant: (!is_gguf).then(|| args.llm_quant.unwrap_or(LlmQuant::Q4KM)),
+        // A directory becomes a GGUF; where none is given, the checkpoint's own may.
+        llm_quant: match args.llm {
+            Some(_) if !is_gguf => Some(args.llm_quant.unwrap_or(LlmQuant::Q4KM)),
+            _ => args.llm_quant,
+        },
         vision: Some(args.vision),
         image_size: args.image_size.map(usize::from),
         qformer_tokenizer: args.qformer_tokenizer.clone(),

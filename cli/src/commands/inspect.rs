@@ -13,7 +13,7 @@ use crate::progress;
 pub fn run(args: &InspectArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.bundle)?;
     let manifest = bundle.manifest();
-    let (vision, llm) = (&manifest.vision, bundle.llm());
+    let vision = &manifest.vision;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{} ({})", manifest.name, manifest.family)?;
     writeln!(
@@ -39,7 +39,7 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
             if qformer.use_qformer_text_input {
                 writeln!(
                     out,
-                    "              reads the instruction, {} tokens of {} at most",
+                    "              reads text, {} tokens of {} at most",
                     qformer.max_position_embeddings, qformer.vocab_size
                 )?;
             }
@@ -50,18 +50,34 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
             manifest.num_query_tokens
         )?,
     }
-    writeln!(
-        out,
-        "  projection  {} to {}",
-        manifest.query_width(),
-        llm.n_embd
-    )?;
-    writeln!(
-        out,
-        "  LLM         {}, {} wide, {} tokens, context {} ({})",
-        llm.architecture, llm.n_embd, llm.n_vocab, llm.n_ctx_train, manifest.source.llm
-    )?;
-    writeln!(out, "  prompt      {}", manifest.prompt.name())?;
+    if let Some(heads) = &manifest.heads {
+        let captions = if heads.captions { ", captions" } else { "" };
+        writeln!(
+            out,
+            "  heads       {} features of pictures and texts, matching{captions}",
+            heads.image_text_hidden_size
+        )?;
+    }
+    if let Some(llm) = bundle.llm() {
+        writeln!(
+            out,
+            "  projection  {} to {}",
+            manifest.query_width(),
+            llm.n_embd
+        )?;
+        writeln!(
+            out,
+            "  LLM         {}, {} wide, {} tokens, context {} ({})",
+            llm.architecture,
+            llm.n_embd,
+            llm.n_vocab,
+            llm.n_ctx_train,
+            manifest.source.llm.as_deref().unwrap_or_default()
+        )?;
+    }
+    if let Some(prompt) = &manifest.prompt {
+        writeln!(out, "  prompt      {}", prompt.name())?;
+    }
     writeln!(
         out,
         "  generation  {} tokens at most, temperature {}",

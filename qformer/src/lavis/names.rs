@@ -4,9 +4,9 @@
 //! `convert_instructblip_original_to_pytorch.py`.
 
 use super::files::Files;
-use super::{LavisModel, TowerKind};
-use crate::checkpoint::{Values, Weight};
-use crate::config::{QFormerConfig, VisionConfig};
+use super::{LavisModel, Projection, Purpose, TowerKind};
+use crate::checkpoint::{RawTensor, Values, Weight};
+use crate::config::{HeadsConfig, QFormerConfig, VisionConfig};
 use crate::positions::{Align, grid, resized};
 use crate::{Error, Result};
 
@@ -15,6 +15,9 @@ pub(super) const QFORMER_LAYERS: &str = "Qformer.bert.encoder.layer.";
 
 /// Where its embeddings do.
 pub(super) const QFORMER_EMBEDDINGS: &str = "Qformer.bert.embeddings.";
+
+/// A tensor of the head that writes captions, where there is one.
+pub(super) const CAPTION_HEAD: &str = "Qformer.cls.predictions.transform.dense.weight";
 
 pub(super) fn weights(model: &LavisModel) -> Result<Vec<Weight<'_>>> {
     let mut taken = Taken {
@@ -27,9 +30,13 @@ pub(super) fn weights(model: &LavisModel) -> Result<Vec<Weight<'_>>> {
     }
     taken.ln_vision(model)?;
     if let Some(config) = &model.qformer {
-        taken.qformer(config, model.num_query_tokens)?;
+        taken.qformer(config, model)?;
     }
-    taken.projection(model)?;
+    match (&model.purpose, &model.qformer) {
+        (Purpose::LanguageModel(projection), _) => taken.projection(*projection)?,
+        (Purpose::Heads(heads), Some(config)) => taken.heads(heads, config)?,
+        (Purpose::Heads(_), None) => {}
+    }
     Ok(taken.weights)
 }
 
@@ -230,30 +237,35 @@ impl<'a> Taken<'a> {
         Ok(())
     }
 
-    fn qformer(&mut self, config: &QFormerConfig, num_query_tokens: usize) -> Result<()> {
+    fn qformer(&mut self, config: &QFormerConfig, model: &LavisModel) -> Result<()> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         self.take(
             "query_tokens",
             "query_tokens",
-            &[1, num_query_tokens, width],
+            &[1, model.num_query_tokens, width],
         )?;
         let embeddings = |part: &str| format!("{QFORMER_EMBEDDINGS}{part}");
-        let norm = if config.use_qformer_text_input {
-            let tables = [
+        // InstructBLIP's class keeps all of them inside of the Q-Former, that of the first stage
+        // the tables outside.
+        let (tables, norm) = match (&model.purpose, config.use_qformer_text_input) {
+            (Purpose::LanguageModel(_), true) => {
+                ("qformer.embeddings", "qformer.embeddings.layernorm")
+            }
+            _ => ("embeddings", "qformer.layernorm"),
+        };
+        if config.use_qformer_text_input {
+            let sizes = [
                 ("word_embeddings", config.vocab_size),
                 ("position_embeddings", config.max_position_embeddings),
             ];
-            for (table, rows) in tables {
+            for (table, rows) in sizes {
                 self.take(
-                    &format!("qformer.embeddings.{table}.weight"),
+                    &format!("{tables}.{table}.weight"),
                     &embeddings(&format!("{table}.weight")),
                     &[rows, width],
                 )?;
             }
-            "qformer.embeddings.layernorm"
-        } else {
-            "qformer.layernorm"
-        };
+        }
         self.layer(norm, &embeddings("LayerNorm"), &[width])?;
         for index in 0..config.num_hidden_layers {
             let to = |rest: &str| format!("qformer.encoder.layer.{index}.{rest}");
@@ -299,8 +311,38 @@ impl<'a> Taken<'a> {
         Ok(())
     }
 
-    fn projection(&mut self, model: &LavisModel) -> Result<()> {
-        let from = model.projection.name();
+    /// `temp`, by which the training divides cosines, is used by nobody after it.
+    fn heads(&mut self, heads: &HeadsConfig, config: &QFormerConfig) -> Result<()> {
+        let (width, features) = (config.hidden_size, heads.image_text_hidden_size);
+        self.layer("vision_projection", "vision_proj", &[features, width])?;
+        self.layer("text_projection", "text_proj", &[features, width])?;
+        self.layer("itm_head", "itm_head", &[2, width])?;
+        if !heads.captions {
+            return Ok(());
+        }
+        let from = |rest: &str| format!("Qformer.cls.predictions.{rest}");
+        let to = |rest: &str| format!("cls.predictions.{rest}");
+        let n_vocab = config.vocab_size;
+        self.output(&to("transform"), &from("transform"), &[width, width])?;
+        let decoder = from("decoder.weight");
+        let words = self
+            .files
+            .get(&format!("{QFORMER_EMBEDDINGS}word_embeddings.weight"))?;
+        let is_apart = |tensor: RawTensor| !tensor.is_same_as(&words);
+        if self.files.find(&decoder)?.is_some_and(is_apart) {
+            self.take(&to("decoder.weight"), &decoder, &[n_vocab, width])?;
+        }
+        // `predictions.bias` stays as short as BERT's vocabulary where `[DEC]` was added.
+        let own = from("decoder.bias");
+        let bias = match self.files.find(&own)? {
+            Some(_) => own,
+            None => from("bias"),
+        };
+        self.take(&to("decoder.bias"), &bias, &[n_vocab])
+    }
+
+    fn projection(&mut self, projection: Projection) -> Result<()> {
+        let from = projection.name();
         let [rows, columns] = self.files.dims(&format!("{from}.weight"))?;
         self.layer("language_projection", from, &[rows, columns])
     }

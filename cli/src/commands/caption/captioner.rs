@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use bridge::bundle::Manifest;
 use bridge::engine::Sampling;
 use bridge::model::{Model, ModelOptions, Prompt, Request};
-use prompts::{Message, Part, Role};
+use prompts::{Layout, Message, Part, Role};
 use qformer::image::ImageLimits;
 use server::fetch::{FetchOptions, Fetcher};
 
@@ -196,7 +196,8 @@ fn context(args: &CaptionArgs, manifest: &Manifest, sequences: usize) -> usize {
     let max_tokens = args.generation.max_tokens.map(|n| n as usize);
     let max_tokens = max_tokens.unwrap_or(manifest.generation.max_tokens);
     let prompt = args.prompt.as_deref();
-    let prompt = prompt.unwrap_or(manifest.prompt.caption_prompt());
+    let own = manifest.prompt.as_ref().map_or("", Layout::caption_prompt);
+    let prompt = prompt.unwrap_or(own);
     let prefix = args.prefix.as_deref().unwrap_or_default();
     batch::context(manifest, prompt.len() + prefix.len(), sequences, max_tokens)
 }
