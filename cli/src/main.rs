@@ -46,6 +46,8 @@ fn main() -> ExitCode {
         Command::Chat(args) => commands::chat::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Encode(args) => commands::encode::run(args),
+        Command::Match(args) => commands::matching::run_match(args),
+        Command::Embed(args) => commands::matching::run_embed(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Pull(args) => commands::pull::run(args),
         Command::Bundle(args) => commands::convert::run_bundle(args),

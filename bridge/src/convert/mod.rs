@@ -124,7 +124,7 @@ impl Conversion {
         }
         let llm = match source.heads {
             Some(_) => {
-                refuse_llm(&source, llm, &options)?;
+                check_no_llm(&source.name, llm, &options)?;
                 None
             }
             None => Some(LlmSource::open(llm, options.llm_quant, &source)?),
@@ -308,22 +308,22 @@ impl Conversion {
     }
 }
 
-/// Refuses what concerns a language model where the checkpoint takes none.
-fn refuse_llm(source: &Source, llm: Option<&Path>, options: &ConvertOptions) -> Result<()> {
+/// Refuses what concerns a language model, for a model `name` of BLIP-2's first stage.
+///
+/// # Errors
+/// [`Error::Convert`] says what to leave out.
+pub fn check_no_llm(name: &str, llm: Option<&Path>, options: &ConvertOptions) -> Result<()> {
     let given = [
-        ("a language model (--llm)", llm.is_some()),
-        (
-            "a precision for one (--llm-quant)",
-            options.llm_quant.is_some(),
-        ),
-        ("a prompt layout (--layout)", options.layout.is_some()),
+        ("--llm", llm.is_some()),
+        ("--llm-quant", options.llm_quant.is_some()),
+        ("--layout", options.layout.is_some()),
     ];
     match given.into_iter().find(|(_, is_given)| *is_given) {
         None => Ok(()),
-        Some((what, _)) => Err(Error::Convert {
-            path: PathBuf::from(&source.name),
+        Some((flag, _)) => Err(Error::Convert {
+            path: PathBuf::from(name),
             reason: format!(
-                "a Q-Former with the heads of the first stage, which has no language model; leave out {what}"
+                "a Q-Former with the heads of the first stage, which has no language model; leave out {flag}"
             ),
         }),
     }

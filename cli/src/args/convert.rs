@@ -57,6 +57,8 @@ Examples:
   qbridge convert Salesforce/blip2-flan-t5-xl --out blip2-t5
   qbridge convert instructblip-vicuna-7b/ --llm vicuna-7b-v1.1.Q4_K_M.gguf --out instructblip
   qbridge convert blip2_pretrained_flant5xl.pth eva_vit_g.pth --llm flan-t5-xl/ --out blip2-t5
+  qbridge convert Salesforce/blip2-itm-vit-g --out blip2-itm
+  qbridge convert blip2_pretrained.pth eva_vit_g.pth --qformer-tokenizer vocab.txt --out blip2-stage1
   qbridge convert prerained_minigpt4_7b.pth blip2_pretrained_flant5xxl.pth eva_vit_g.pth \\
       --llm vicuna-7b-v0.gguf --out minigpt4"
 )]
@@ -94,7 +96,7 @@ pub struct ConversionArgs {
     /// [default: the checkpoint's]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(1..=2048))]
     pub image_size: Option<u16>,
-    /// bert-base-uncased's vocab.txt or tokenizer.json, for an InstructBLIP in .pth files, which lack it
+    /// bert-base-uncased's vocab.txt or tokenizer.json, for a Q-Former in .pth files that reads text: they lack it
     #[arg(long, value_name = "PATH")]
     pub qformer_tokenizer: Option<PathBuf>,
     #[command(flatten)]

@@ -10,6 +10,7 @@ mod encode;
 mod eval;
 mod generation;
 mod inspect;
+mod matching;
 mod pull;
 mod serve;
 mod shell;
@@ -28,6 +29,7 @@ pub use encode::EncodeArgs;
 pub use eval::EvalArgs;
 pub use generation::{CacheType, EngineArgs, GenerationArgs, VisionProducts};
 pub use inspect::InspectArgs;
+pub use matching::{EmbedArgs, MatchArgs};
 pub use pull::{HubArgs, PullArgs};
 pub use serve::{LogFormat, ServeArgs};
 pub use shell::{CompletionArgs, ManArgs};
@@ -68,6 +70,10 @@ pub enum Command {
     Eval(EvalArgs),
     /// Write a picture's tensors, without a language model
     Encode(EncodeArgs),
+    /// Score how well texts fit a picture, with a bundle made for it
+    Match(MatchArgs),
+    /// Print the features of pictures and texts, with a bundle made for it
+    Embed(EmbedArgs),
     /// Make a bundle from a published checkpoint
     Convert(ConvertArgs),
     /// Make a bundle from a model of the Hugging Face hub

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod encode;
 pub mod eval;
 pub mod inspect;
+pub mod matching;
 pub mod pull;
 pub mod serve;
 pub mod shell;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use bridge::convert::{CHECKPOINT_FILES, Conversion, Origin, is_vision_side};
+use bridge::convert::{CHECKPOINT_FILES, Conversion, Origin, check_no_llm, is_vision_side};
 use hub::{Cache, Client, ClientOptions, ModelName, Tensors, Token};
 use qformer::config::Blip2Config;
 
@@ -47,7 +47,9 @@ pub fn pull(
         })),
     };
     let snapshot = cache.snapshot(client.as_ref(), model, &hub.revision, &CHECKPOINT_FILES)?;
-    Blip2Config::read(snapshot.dir())?;
+    if Blip2Config::read(snapshot.dir())?.is_retrieval() {
+        check_no_llm(&model.to_string(), conversion.llm.as_deref(), &options)?;
+    }
     let weights = snapshot.weights(match conversion.llm {
         None => Tensors::All,
         Some(_) => Tensors::Only {

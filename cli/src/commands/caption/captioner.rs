@@ -13,6 +13,7 @@ use server::fetch::{FetchOptions, Fetcher};
 
 use super::super::{load_model, model_options, sampling};
 use super::inputs::{Item, Picture};
+use super::itg;
 use super::outputs::Sidecars;
 use super::rows::Row;
 use crate::args::CaptionArgs;
@@ -20,7 +21,7 @@ use crate::batch::{self, Answers, Choice, Failure, LOOK_AHEAD, collect, read_ima
 
 /// Captions pictures.
 pub struct Captioner {
-    model: Model,
+    writer: Writer,
     fetcher: Fetcher,
     sidecars: Option<Sidecars>,
     prompt: Prompt,
@@ -30,6 +31,12 @@ pub struct Captioner {
     has_scores: bool,
     min_score: Option<f32>,
     in_flight: usize,
+}
+
+/// What writes captions.
+enum Writer {
+    LanguageModel(Model),
+    QFormer(Arc<itg::Writer>),
 }
 
 /// A row, and the file of its picture where it has one of its own.
@@ -63,6 +70,21 @@ impl Captioner {
             parts,
         }]);
         let in_flight = usize::from(args.slots) + LOOK_AHEAD;
+        if manifest.heads.is_some() {
+            let writer = itg::Writer::open(args)?;
+            return Ok(Captioner {
+                writer: Writer::QFormer(Arc::new(writer)),
+                fetcher: Fetcher::new(FetchOptions::default())?,
+                sidecars: Sidecars::of(args),
+                prompt,
+                prefix: String::new(),
+                max_tokens: None,
+                has_scores: args.scores || args.min_score.is_some(),
+                sampling,
+                min_score: args.min_score,
+                in_flight: usize::from(args.slots),
+            });
+        }
         let sequences = num_beams.max(n);
         let prefix = args.prefix.as_deref().unwrap_or_default().trim_end();
         let options = model_options(&args.engine, args.slots);
@@ -78,7 +100,7 @@ impl Captioner {
             },
         )?;
         Ok(Captioner {
-            model,
+            writer: Writer::LanguageModel(model),
             fetcher: Fetcher::new(FetchOptions::default())?,
             sidecars: Sidecars::of(args),
             prompt,
@@ -128,7 +150,15 @@ impl Captioner {
                 "it is no file of its own, so there is no place beside it: leave out --sidecar";
             return Err(Failure::Picture(reason.to_owned()));
         }
-        let events = self.model.submit(Request {
+        let model = match &self.writer {
+            Writer::LanguageModel(model) => model,
+            Writer::QFormer(writer) => {
+                let writer = writer.clone();
+                let caption = tokio::task::spawn_blocking(move || writer.caption(&file)).await;
+                return Ok(caption.map_err(|error| Failure::Run(error.into()))??);
+            }
+        };
+        let events = model.submit(Request {
             images: vec![file],
             answer_prefix: self.prefix.clone(),
             max_tokens: self.max_tokens,

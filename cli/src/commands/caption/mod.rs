@@ -2,12 +2,14 @@
 //!
 //! - `inputs`: finds pictures, on a thread of its own
 //! - `captioner`: reads them, asks the model, and makes rows of its answers, many at once
+//! - `itg`: writes the captions where the Q-Former does so itself
 //! - `outputs`: writes the rows, and knows those of an earlier run
 //! - `rows`: what a row is
 //! - `summary`: what it did
 
 mod captioner;
 mod inputs;
+mod itg;
 mod outputs;
 mod rows;
 mod summary;
