@@ -118,6 +118,12 @@ impl QFormerModel {
         self.embeddings.is_some()
     }
 
+    /// The longest text that it reads; 0 where it reads none.
+    pub fn max_text(&self) -> usize {
+        let positions = |embeddings: &Embeddings| embeddings.position_embeddings.dims()[0];
+        self.embeddings.as_ref().map_or(0, positions)
+    }
+
     /// ViT output `[batch, positions, encoder_hidden_size]` to query
     /// embeddings `[batch, queries, hidden_size]`.
     ///

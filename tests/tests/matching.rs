@@ -1,7 +1,7 @@
 //! `qbridge match`, `embed` and `caption` with the heads of BLIP-2's first stage, through the built
 //! program, against `tests/golden/make_stage1.py`; and what such bundles are refused.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -170,6 +170,12 @@ fn captions_are_rows_like_any_other() {
         assert_eq!(row["usage"]["completion_tokens"], 4);
         assert_eq!(row["finish_reason"], "length");
     }
+    let mut run = qbridge(["caption", "--max-tokens", "161"]);
+    let error = one_line_error(run.arg(&bundle).arg(picture("face")));
+    assert!(
+        error.contains("161 tokens, and the Q-Former has 160 positions"),
+        "{error}"
+    );
     for flag in ["--prompt", "--prefix", "--temperature", "--captions"] {
         let value = if flag == "--captions" { "2" } else { "1" };
         let mut run = qbridge(["caption"]);

@@ -147,7 +147,7 @@ pub(super) fn caption(
     options: &CaptionOptions,
 ) -> Result<Vec<Caption>> {
     let pictures = vision.dim(0)?;
-    check(options, pictures)?;
+    check(options, pictures, qformer.max_text())?;
     let (_, mut cache) = qformer.forward_cached(vision)?;
     let end = head.end as i32;
     let search = |picture: usize| Search {
@@ -214,8 +214,8 @@ fn best(beams: &BeamSearch, tokenizer: &WordPiece) -> Result<Option<Caption>> {
     beams.finished().first().map(caption).transpose()
 }
 
-/// Refuses what cannot be computed.
-fn check(options: &CaptionOptions, pictures: usize) -> Result<()> {
+/// Refuses what cannot be computed of a Q-Former with room for `max_text` tokens.
+fn check(options: &CaptionOptions, pictures: usize, max_text: usize) -> Result<()> {
     let refused = |reason: String| Err(Error::Text { reason });
     if options.num_beams == 0 || options.max_tokens == 0 {
         return refused("captions need at least one beam and one token".to_owned());
@@ -224,6 +224,12 @@ fn check(options: &CaptionOptions, pictures: usize) -> Result<()> {
         return refused(format!(
             "captions cannot have at least {} tokens and at most {}",
             options.min_tokens, options.max_tokens
+        ));
+    }
+    if options.max_tokens > max_text {
+        return refused(format!(
+            "captions of {} tokens, and the Q-Former has {max_text} positions",
+            options.max_tokens
         ));
     }
     if !options.length_penalty.is_finite() {

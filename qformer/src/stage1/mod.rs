@@ -252,6 +252,11 @@ impl Stage1 {
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        if texts.is_empty() {
+            return Err(Error::Text {
+                reason: "no text is given".to_owned(),
+            });
+        }
         texts
             .iter()
             .map(|text| self.tokenizer.encode(text))
