@@ -3,6 +3,7 @@
 //!
 //! Layers keep the names of transformers' `Blip2ForConditionalGeneration`, so
 //! that its checkpoints load as they are, and compute what it computes in f32.
+//! [`Stage1`] has the heads of the first stage: features, matching, captions.
 //!
 //! ```no_run
 //! use candle_core::{DType, Device, Tensor};

@@ -330,29 +330,31 @@ def generated(captioner, vision, tokenizer, setting, seed=None):
         length_penalty=setting["length_penalty"], eos_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
         logits_processor=LogitsProcessorList([] if seed is None else [Noise(seed)]),
+        return_dict_in_generate=True, output_scores=True,
     )  # fmt: skip
     captions = []
-    for row in out[:, 1:].tolist():
+    for row in out.sequences[:, 1:].tolist():
         end = row.index(tokenizer.sep_token_id) + 1 if tokenizer.sep_token_id in row else len(row)
         captions.append(row[:end])
-    return captions
+    return captions, getattr(out, "sequences_scores", None)
 
 
 def steady_captions(captioner, vision, tokenizer):
-    """The first pictures whose captions stay the same under noise in every setting, and their captions."""
+    """The first pictures whose captions stay the same under noise in every setting, their captions, and of beams the scores."""
     kept, found = set(range(len(vision))), []
     for setting in SETTINGS:
         found.append(generated(captioner, vision, tokenizer, setting))
         for seed in range(2):
-            noisy = generated(captioner, vision, tokenizer, setting, seed)
-            kept &= {i for i in kept if noisy[i] == found[-1][i]}
+            noisy, _ = generated(captioner, vision, tokenizer, setting, seed)
+            kept &= {i for i in kept if noisy[i] == found[-1][0][i]}
     kept = sorted(kept)[:N_PAIRS]
     assert len(kept) == N_PAIRS, len(kept)
-    captions = [[of_setting[i] for i in kept] for of_setting in found]
+    captions = [[of_setting[i] for i in kept] for of_setting, _ in found]
+    scores = [None if of_setting is None else of_setting[kept].tolist() for _, of_setting in found]
     for setting, of_setting in zip(SETTINGS, captions):
         n_ended = sum(caption[-1] == tokenizer.sep_token_id for caption in of_setting)
         print(setting, len(set(map(tuple, of_setting))), "apart, lengths", sorted(map(len, of_setting)), n_ended, "end")
-    return kept, captions
+    return kept, captions, scores
 
 
 def check_cache(cached, captioner, vision, captions, tokenizer):
@@ -418,7 +420,7 @@ def main():
         captioner = Captioner(model, state).eval()
         pixels = torch.from_numpy(np.stack([values(f"pixels.{i}", (3, 16, 16)) for i in range(CANDIDATES)]))
         if name == "lavis":
-            kept, captions = steady_captions(captioner, model.vision_model(pixels)[0], tokenizer)
+            kept, captions, golden["scores"] = steady_captions(captioner, model.vision_model(pixels)[0], tokenizer)
             golden["pixels"] = kept
             golden["captions"] = [
                 [{"ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True)} for ids in found]

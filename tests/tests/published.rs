@@ -145,3 +145,24 @@ fn instructblip_t5() {
         model.answers(BEACH, "What's in the image?", &GREEDY, &answer);
     }
 }
+
+/// `Blip2ForImageTextRetrieval`'s scores in `tests/models/blip_2`, which computes them in f16.
+#[test]
+#[ignore = "SKIPPED unless QBRIDGE_WEIGHTS names a directory with Salesforce's weights: docs/models.md"]
+fn blip2_itm() {
+    let (Some(source), Some(picture)) = (weights("blip2-itm-vit-g"), weights(BEACH)) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("bundle");
+    let mut convert = qbridge(["convert", "--vision", "f32"]);
+    stdout(convert.arg(source).arg("--out").arg(&bundle));
+    let mut matched = qbridge(["match", "--json"]);
+    matched.arg(bundle).arg(picture);
+    let matched = stdout(matched.arg("A woman and her dog sitting in a beach"));
+    let matched: Value = serde_json::from_str(&matched).unwrap();
+    for (score, expected) in [("similarity", 0.4406), ("probability", 0.9762)] {
+        let difference = matched[score].as_f64().unwrap() - expected;
+        assert!(difference.abs() < 1e-2, "{matched}");
+    }
+}
