@@ -14,10 +14,12 @@ use bridge::matcher::Matcher;
 use candle_core::{DType, Device, Tensor};
 use qbridge_tests::golden;
 use qbridge_tests::golden_model::{GoldenModel, max_difference, tensor_shapes, values};
-use qformer::Mask;
-use qformer::checkpoint::{Checkpoint, Products, WeightType};
-use qformer::config::Blip2Config;
-use qformer::stage1::{CaptionOptions, Stage1, contrastive};
+use qformer::checkpoint::{Checkpoint, Compute, Products, WeightType};
+use qformer::config::{Blip2Config, HeadsConfig};
+use qformer::image::{ImageLimits, decode};
+use qformer::preprocess::Preprocessing;
+use qformer::stage1::{CaptionOptions, Stage1, Stage1Config, contrastive};
+use qformer::{Mask, WordPiece};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -350,6 +352,61 @@ fn every_tensor_is_read() {
             .and_then(|bundle| Matcher::from_bundle(&bundle, Products::F32, &Device::Cpu));
         let error = error.err().map(|error| error.to_string());
         assert!(error.is_some_and(|error| error.contains(name)), "{name}");
+    }
+}
+
+/// The golden outputs would be no proof if a part could be left out without their telling.
+#[test]
+fn golden_outputs_tell_when_any_part_is_wrong() {
+    let dir = stage1("checkpoint");
+    let config = Blip2Config::read(&dir).unwrap();
+    let heads = HeadsConfig {
+        image_text_hidden_size: config.image_text_hidden_size,
+        captions: false,
+    };
+    let tokenizer = WordPiece::open_stage1(&dir, &config.qformer_config).unwrap();
+    let tensors = candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu);
+    let tensors = tensors.unwrap();
+    let golden = golden_json();
+    let texts: Vec<&str> = texts(&golden)[..4].iter().map(|(text, _)| *text).collect();
+    let file = std::fs::read(qbridge_tests::golden("llm/pictures/ramp.png")).unwrap();
+    let picture = decode(&file, &ImageLimits::default()).unwrap();
+    let pixels = Preprocessing::clip(28).pixels(&picture);
+    let pixels = Tensor::from_vec(pixels, (1, 3, 28, 28), &Device::Cpu).unwrap();
+    let expected = reference("checkpoint");
+    let expected = |name: &str| expected[name].narrow(0, 0, 4).unwrap();
+    let difference = |tensors: &HashMap<String, Tensor>| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        candle_core::safetensors::save(tensors, &path).unwrap();
+        let checkpoint = Checkpoint::from_files(&[path]).unwrap();
+        let sizes = Stage1Config {
+            vision: &config.vision_config,
+            qformer: &config.qformer_config,
+            heads: &heads,
+            num_query_tokens: config.num_query_tokens,
+        };
+        let compute = Compute::on(&Device::Cpu);
+        let model = Stage1::load(&checkpoint, sizes, tokenizer.clone(), &compute).unwrap();
+        let vision = model.vision(&pixels).unwrap();
+        let image = model.image_features(&vision).unwrap().repeat((4, 1, 1));
+        let text = model.text_features(&texts).unwrap();
+        let logits = model.match_logits(&vision, &texts).unwrap();
+        max_difference(&image.unwrap(), &expected("image_features"))
+            .max(max_difference(&text, &expected("text_features")))
+            .max(max_difference(&logits, &expected("match_logits")))
+    };
+    assert!(difference(&tensors) < TOLERANCE);
+    for (name, tensor) in &tensors {
+        // A bias of the keys shifts all scores of a row alike.
+        let unseen = name.ends_with("key.bias");
+        let mut wrong = tensors.clone();
+        wrong.insert(name.clone(), tensor.zeros_like().unwrap());
+        let difference = difference(&wrong);
+        assert!(
+            unseen || difference > 10.0 * TOLERANCE,
+            "without {name}: {difference}"
+        );
     }
 }
 

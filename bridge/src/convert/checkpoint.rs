@@ -73,7 +73,7 @@ pub(super) struct Source {
 
 enum Tensors {
     HuggingFace(Checkpoint),
-    Lavis(LavisModel),
+    Lavis(Box<LavisModel>),
 }
 
 impl Source {
@@ -211,7 +211,7 @@ impl Source {
             generation,
             llm_type: llm_type.map(str::to_owned),
             paths: paths.to_vec(),
-            tensors: Tensors::Lavis(model),
+            tensors: Tensors::Lavis(Box::new(model)),
         })
     }
 

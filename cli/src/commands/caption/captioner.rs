@@ -35,7 +35,7 @@ pub struct Captioner {
 
 /// What writes captions.
 enum Writer {
-    LanguageModel(Model),
+    LanguageModel(Box<Model>),
     QFormer(Arc<itg::Writer>),
 }
 
@@ -100,7 +100,7 @@ impl Captioner {
             },
         )?;
         Ok(Captioner {
-            writer: Writer::LanguageModel(model),
+            writer: Writer::LanguageModel(Box::new(model)),
             fetcher: Fetcher::new(FetchOptions::default())?,
             sidecars: Sidecars::of(args),
             prompt,
