@@ -290,36 +290,14 @@ pub(crate) fn read_qformer_tokenizer(
         .transpose()?)
 }
 
-/// The preprocessing of a checkpoint directory: `preprocessor_config.json`, or
-/// the `image_processor` of `processor_config.json` (as transformers 5 writes
-/// it), or, where only the model was saved, CLIP's normalization at the ViT's
-/// size, which every published BLIP-2 has.
+/// The preprocessing of a checkpoint directory, or, where only the model was
+/// saved, CLIP's normalization at the ViT's size, which every published BLIP-2 has.
 ///
 /// # Errors
 /// A file cannot be read, or asks for what is not done here.
 pub(crate) fn read_preprocessing(dir: &Path, config: &Blip2Config) -> Result<Preprocessing> {
-    for (file, key) in [
-        ("preprocessor_config.json", None),
-        ("processor_config.json", Some("image_processor")),
-    ] {
-        let path = dir.join(file);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(Error::Io { path, source }),
-        };
-        let invalid = |error: serde_json::Error| Error::Manifest {
-            path: path.clone(),
-            reason: error.to_string(),
-        };
-        let mut value: serde_json::Value = serde_json::from_str(&text).map_err(invalid)?;
-        if let Some(key) = key {
-            let Some(inner) = value.get_mut(key) else {
-                continue;
-            };
-            value = inner.take();
-        }
-        return serde_json::from_value(value).map_err(invalid);
+    if let Some(preprocessing) = Preprocessing::read(dir)? {
+        return Ok(preprocessing);
     }
     tracing::warn!(
         "{}: no preprocessor_config.json; pictures are normalized as CLIP's",

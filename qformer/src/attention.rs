@@ -16,6 +16,7 @@ use crate::linear::runs_here;
 /// `q` is `[batch, queries, width]`, `k` and `v` are `[batch, keys, width]`,
 /// each with its heads side by side; so is the result,
 /// `[batch, queries, width]`.
+#[cfg(test)]
 pub(crate) fn attention(
     q: &Tensor,
     k: &Tensor,

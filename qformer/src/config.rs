@@ -387,7 +387,7 @@ pub(crate) fn size(field: &str, found: usize) -> Result<()> {
     }
 }
 
-fn heads(config: &str, heads: usize, width: usize) -> Result<()> {
+pub(crate) fn heads(config: &str, heads: usize, width: usize) -> Result<()> {
     let field = format!("{config}.num_attention_heads");
     size(&field, heads)?;
     if width.is_multiple_of(heads) {
@@ -400,7 +400,7 @@ fn heads(config: &str, heads: usize, width: usize) -> Result<()> {
     }
 }
 
-fn epsilon(field: &str, eps: f64) -> Result<()> {
+pub(crate) fn epsilon(field: &str, eps: f64) -> Result<()> {
     if eps > 0.0 && eps < 1.0 {
         Ok(())
     } else {
@@ -408,7 +408,7 @@ fn epsilon(field: &str, eps: f64) -> Result<()> {
     }
 }
 
-fn value(field: &str, reason: String) -> Error {
+pub(crate) fn value(field: &str, reason: String) -> Error {
     Error::ConfigValue {
         field: field.to_owned(),
         reason,

@@ -148,6 +148,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A checkpoint lacks the parts for what is asked of it.
+    #[error("this is a {found}, and it takes a {needed}")]
+    Task {
+        /// The reference's class that was loaded.
+        found: &'static str,
+        /// The one that has what is asked for.
+        needed: &'static str,
+    },
     /// A picture was not decoded.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),

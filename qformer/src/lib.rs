@@ -28,10 +28,17 @@
 
 mod attention;
 pub mod beam;
+mod bert;
+pub mod blip;
+mod block;
 pub mod checkpoint;
+pub mod clip;
 pub mod config;
+mod embeddings;
 mod encoder;
 mod error;
+mod features;
+pub mod generate;
 pub mod image;
 mod int8;
 mod kernels;

@@ -13,7 +13,7 @@ use rten_tensor::NdTensorView;
 
 use crate::checkpoint::Weights;
 use crate::config::Activation;
-use crate::int8::Int8Matrix;
+use crate::int8::{Int8Matrix, Int8Weight};
 use crate::kernels;
 
 /// Values a thread takes at a time in an element-wise pass: within its L2.
@@ -131,6 +131,51 @@ impl Linear {
             &weights.get("weight", &[outputs, inputs])?,
             bias,
         )?)
+    }
+
+    /// Loads the layers `names`, all with a bias and from `inputs` to `outputs` values
+    /// each, as one whose outputs stand side by side.
+    pub fn load_joined(
+        weights: &Weights,
+        names: &[&str],
+        inputs: usize,
+        outputs: usize,
+    ) -> crate::Result<Self> {
+        let mut dense = Vec::with_capacity(names.len());
+        let mut biases = Vec::with_capacity(names.len());
+        let mut int8: Option<Int8Weight> = None;
+        for name in names {
+            let weights = weights.pp(name);
+            biases.push(weights.get("bias", &[outputs])?);
+            match weights.int8("weight", [outputs, inputs])? {
+                Some(weight) => match &mut int8 {
+                    Some(joined) => {
+                        joined.values.extend(weight.values);
+                        joined.scales.extend(weight.scales);
+                    }
+                    None => int8 = Some(weight),
+                },
+                None => dense.push(weights.get("weight", &[outputs, inputs])?),
+            }
+        }
+        let bias = Tensor::cat(&biases, 0)?;
+        match int8 {
+            Some(weight) if dense.is_empty() => Ok(Self {
+                kind: Kind::Packed(Packed {
+                    weight_t: Matrix::Int8(Int8Matrix::new(weight, outputs * names.len(), inputs)?),
+                    bias: Some(bias.to_vec1()?),
+                }),
+            }),
+            // Some are stored in 8 bits and some are not: products in f32 suit both.
+            Some(_) => {
+                let weights = names
+                    .iter()
+                    .map(|name| weights.pp(name).get("weight", &[outputs, inputs]))
+                    .collect::<crate::Result<Vec<_>>>()?;
+                Ok(Self::new(&Tensor::cat(&weights, 0)?, Some(bias))?)
+            }
+            None => Ok(Self::new(&Tensor::cat(&dense, 0)?, Some(bias))?),
+        }
     }
 
     /// From `weight` `[outputs, inputs]` and `bias` `[outputs]`.

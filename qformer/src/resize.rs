@@ -1,14 +1,16 @@
 //! Pillow's antialiased bicubic resize of 8-bit RGB pictures, bit for bit.
 //!
-//! Models of the BLIP family were trained on `PIL.Image.resize((S, S), BICUBIC)`: a separable
+//! Models of the BLIP family and of CLIP's were trained on `PIL.Image.resize(.., BICUBIC)`: a separable
 //! convolution whose kernel is stretched by the reduction factor, whose weights are fixed-point
 //! integers, and whose two passes round to 8 bits in between. The rounding makes the order of the
 //! passes visible in the result, so the order is Pillow's too.
 //!
 //! Sources: Keys, "Cubic convolution interpolation for digital image processing" (1981), with
-//! a = -0.5; Pillow's `src/libImaging/Resample.c` for the rounding; the order of the passes was
-//! measured on Pillow 13.0.0 over 4,300 shapes, because the sources before it always went
-//! horizontally first. `tests/tests/pixels.rs` holds the pictures that prove it.
+//! a = -0.5; Pillow 13.0.0's `src/libImaging/Resample.c` for the rounding and the order of the
+//! passes, which before it was always horizontal first. `tests/tests/pixels.rs` holds the pictures
+//! that prove it.
+
+use std::ops::Range;
 
 use pulp::Arch;
 use rayon::prelude::*;
@@ -27,29 +29,68 @@ const LANES: usize = 8 * CHANNELS;
 /// Below this many multiplications a pass is not worth a second thread.
 const PARALLEL_WORK: usize = 1 << 20;
 
-/// Squashes an RGB picture of `width` x `height` pixels (rows of `3 * width` bytes, top first) to
-/// `size` x `size`; the aspect ratio is not kept.
+/// Width and height of a picture, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub width: usize,
+    pub height: usize,
+}
+
+/// The part of a resized picture that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub left: usize,
+    pub top: usize,
+    pub size: Size,
+}
+
+/// Resizes an RGB picture of size `from` (rows of `3 * width` bytes, top first) to size `to`, of
+/// which `window` is computed, and nothing beside it.
 ///
-/// `pixels` holds `3 * width * height` bytes, neither side is zero, and the result holds
-/// `3 * size * size` bytes.
-pub(crate) fn bicubic_square(pixels: &[u8], width: usize, height: usize, size: usize) -> Vec<u8> {
-    debug_assert_eq!(pixels.len(), CHANNELS * width * height);
-    if vertical_first(width, height, size) {
-        let narrow = vertical(pixels, width, height, size);
-        return horizontal(&narrow, width, size, size);
-    }
-    match (width == size, height == size) {
-        (true, true) => pixels.to_vec(),
-        (true, false) => vertical(pixels, width, height, size),
-        (false, true) => horizontal(pixels, width, height, size),
-        (false, false) => vertical(&horizontal(pixels, width, height, size), size, height, size),
+/// `pixels` holds `3 * width * height` bytes, no side is zero, the window lies inside `to`, and the
+/// result holds the window's `3 * width * height` bytes.
+pub(crate) fn bicubic(pixels: &[u8], from: Size, to: Size, window: Window) -> Vec<u8> {
+    debug_assert_eq!(pixels.len(), CHANNELS * from.width * from.height);
+    let columns = (from.width != to.width || window.size.width != to.width).then(|| {
+        let range = window.left..window.left + window.size.width;
+        taps(from.width, to.width, range)
+    });
+    let rows = (from.height != to.height || window.size.height != to.height).then(|| {
+        let range = window.top..window.top + window.size.height;
+        taps(from.height, to.height, range)
+    });
+    match (columns, rows) {
+        (None, None) => pixels.to_vec(),
+        (None, Some(rows)) => vertical(pixels, from.width, &rows),
+        (Some(columns), None) => horizontal(pixels, from.width, columns),
+        (Some(columns), Some(rows)) if vertical_first(from, to) => {
+            horizontal(&vertical(pixels, from.width, &rows), from.width, columns)
+        }
+        (Some(columns), Some(mut rows)) => {
+            let first = rows.first().map_or(0, |taps| taps.first);
+            let end = rows
+                .last()
+                .map_or(first, |taps| taps.first + taps.weights.len());
+            for taps in &mut rows {
+                taps.first -= first;
+            }
+            let stride = CHANNELS * from.width;
+            let used = &pixels[stride * first..stride * end];
+            vertical(
+                &horizontal(used, from.width, columns),
+                window.size.width,
+                &rows,
+            )
+        }
     }
 }
 
 /// Whether Pillow 13 runs the vertical pass first: where rows are lost, and more than twice as many
 /// of them as columns.
-fn vertical_first(width: usize, height: usize, size: usize) -> bool {
-    width != size && height > size && height + size > 2 * width
+fn vertical_first(from: Size, to: Size) -> bool {
+    from.width != to.width
+        && from.height > to.height
+        && from.height + 2 * to.width > to.height + 2 * from.width
 }
 
 /// The weights of one output position: `weights[i]` belongs to input position `first + i`.
@@ -58,13 +99,14 @@ struct Taps {
     weights: Vec<i32>,
 }
 
-/// The weights of every output position for a line of `input` values brought to `output` values.
-fn taps(input: usize, output: usize) -> Vec<Taps> {
+/// The weights of the output positions `range` for a line of `input` values brought to `output`
+/// values.
+fn taps(input: usize, output: usize, range: Range<usize>) -> Vec<Taps> {
     let scale = input as f64 / output as f64;
     let stretch = scale.max(1.0);
     let support = CUBIC_SUPPORT * stretch;
     let shrink = 1.0 / stretch;
-    (0..output)
+    range
         .map(|position| {
             let center = (position as f64 + 0.5) * scale;
             let first = (center - support + 0.5).max(0.0) as usize;
@@ -107,9 +149,9 @@ fn pixel(sum: i32) -> u8 {
 
 const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
-/// Brings each row of `width` pixels to `size` pixels.
-fn horizontal(pixels: &[u8], width: usize, height: usize, size: usize) -> Vec<u8> {
-    let mut taps = taps(width, size);
+/// Brings each row of `width` pixels to one for each of `taps`.
+fn horizontal(pixels: &[u8], width: usize, mut taps: Vec<Taps>) -> Vec<u8> {
+    let (size, height) = (taps.len(), pixels.len() / (CHANNELS * width));
     let work = height * work(&taps);
     for taps in &mut taps {
         taps.weights = taps
@@ -160,22 +202,18 @@ fn horizontal_row(row: &[u8], taps: &[Taps], out: &mut [u8]) {
     }
 }
 
-/// Brings `height` rows of `width` pixels to `size` rows.
-fn vertical(pixels: &[u8], width: usize, height: usize, size: usize) -> Vec<u8> {
-    let taps = taps(height, size);
+/// Brings rows of `width` pixels to one for each of `taps`.
+fn vertical(pixels: &[u8], width: usize, taps: &[Taps]) -> Vec<u8> {
     let stride = CHANNELS * width;
-    let mut resized = vec![0; stride * size];
+    let mut resized = vec![0; stride * taps.len()];
     let row = |(out, taps): (&mut [u8], &Taps)| {
         let mut sums = vec![HALF; stride];
         Arch::new().dispatch(|| vertical_row(&pixels[stride * taps.first..], taps, &mut sums, out));
     };
-    if width * work(&taps) < PARALLEL_WORK {
-        resized.chunks_exact_mut(stride).zip(&taps).for_each(row);
+    if width * work(taps) < PARALLEL_WORK {
+        resized.chunks_exact_mut(stride).zip(taps).for_each(row);
     } else {
-        resized
-            .par_chunks_exact_mut(stride)
-            .zip(&taps)
-            .for_each(row);
+        resized.par_chunks_exact_mut(stride).zip(taps).for_each(row);
     }
     resized
 }
@@ -202,6 +240,56 @@ fn work(taps: &[Taps]) -> usize {
 mod tests {
     use super::*;
 
+    /// Squashed to `size` x `size`.
+    fn bicubic_square(pixels: &[u8], width: usize, height: usize, size: usize) -> Vec<u8> {
+        let to = Size {
+            width: size,
+            height: size,
+        };
+        let whole = Window {
+            left: 0,
+            top: 0,
+            size: to,
+        };
+        bicubic(pixels, Size { width, height }, to, whole)
+    }
+
+    #[test]
+    fn a_window_is_a_part_of_the_whole() {
+        let from = Size {
+            width: 37,
+            height: 53,
+        };
+        let pixels: Vec<u8> = (0..CHANNELS * from.width * from.height)
+            .map(|i| (i * i % 251) as u8)
+            .collect();
+        // Smaller, larger, taller by far, unchanged in one direction, unchanged in both.
+        for (width, height) in [(24, 34), (60, 86), (36, 9), (37, 20), (11, 53), (37, 53)] {
+            let to = Size { width, height };
+            let whole = Window {
+                left: 0,
+                top: 0,
+                size: to,
+            };
+            let whole = bicubic(&pixels, from, to, whole);
+            let window = Window {
+                left: width / 4,
+                top: height / 5,
+                size: Size {
+                    width: width / 2,
+                    height: height / 3,
+                },
+            };
+            let expected: Vec<u8> = (window.top..window.top + window.size.height)
+                .flat_map(|row| {
+                    let start = CHANNELS * (row * width + window.left);
+                    whole[start..start + CHANNELS * window.size.width].to_vec()
+                })
+                .collect();
+            assert_eq!(bicubic(&pixels, from, to, window), expected, "{to:?}");
+        }
+    }
+
     #[test]
     fn weights_sum_to_one_and_stay_inside() {
         for (input, output) in [
@@ -212,7 +300,7 @@ mod tests {
             (10_000, 3),
             (65_535, 1),
         ] {
-            for taps in taps(input, output) {
+            for taps in taps(input, output, 0..output) {
                 assert!(!taps.weights.is_empty());
                 assert!(taps.first + taps.weights.len() <= input);
                 let sum: i64 = taps.weights.iter().copied().map(i64::from).sum();

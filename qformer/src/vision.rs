@@ -5,15 +5,16 @@
 //! query, key and value layer, learned absolute positions, and a LayerNorm
 //! over all tokens at the end. Reference: transformers 5.23,
 //! `models/blip_2/modeling_blip_2.py`, `Blip2VisionModel`, whose tensor names
-//! are kept. CLIP's towers, which LAVIS also uses, differ by the config's
-//! `hidden_act`, `patch_bias` and `pre_layernorm` (LAVIS, `models/clip_vit.py`).
+//! are kept; BLIP's `BlipVisionModel` is the same. CLIP's towers, which LAVIS also uses, differ by
+//! the config's `hidden_act`, `patch_bias` and `pre_layernorm` (LAVIS, `models/clip_vit.py`), and
+//! in their own checkpoints by their names (`models/clip/modeling_clip.py`, `CLIPVisionModel`).
 
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
-use crate::attention::attention;
+use crate::block::{Block, BlockConfig, Names};
 use crate::checkpoint::Weights;
-use crate::config::{Activation, VisionConfig};
+use crate::config::VisionConfig;
 use crate::linear::Linear;
 use crate::norm::LayerNorm;
 use crate::{Error, Result};
@@ -22,22 +23,31 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct VisionModel {
     embeddings: Embeddings,
-    layers: Vec<Layer>,
+    layers: Vec<Block>,
     post_layernorm: LayerNorm,
 }
 
 impl VisionModel {
     pub(crate) fn load(weights: &Weights, config: &VisionConfig) -> Result<Self> {
+        Self::load_named(weights, config, Names::Blip)
+    }
+
+    pub(crate) fn load_named(
+        weights: &Weights,
+        config: &VisionConfig,
+        names: Names,
+    ) -> Result<Self> {
         config.validate()?;
-        let layers = weights.pp("encoder.layers");
+        let layers = weights.pp(names.tower().layers);
+        let block = BlockConfig::from(config);
         Ok(Self {
-            embeddings: Embeddings::load(&weights.pp("embeddings"), config)?,
+            embeddings: Embeddings::load(weights, config, names)?,
             layers: (0..config.num_hidden_layers)
                 .into_par_iter()
-                .map(|layer| Layer::load(&layers.pp(layer), config))
+                .map(|layer| Block::load(&layers.pp(layer), &block, names))
                 .collect::<Result<_>>()?,
             post_layernorm: LayerNorm::load(
-                &weights.pp("post_layernorm"),
+                &weights.pp(names.tower().post_layernorm),
                 config.hidden_size,
                 config.post_layernorm_eps.unwrap_or(config.layer_norm_eps),
             )?,
@@ -51,11 +61,25 @@ impl VisionModel {
     /// # Errors
     /// `pixels` has another shape, or the device fails.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        Ok(self.post_layernorm.forward(&self.hidden(pixels)?)?)
+    }
+
+    /// The class token's row of [`VisionModel::forward`], `[batch, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`VisionModel::forward`]'s.
+    pub fn class_token(&self, pixels: &Tensor) -> Result<Tensor> {
+        let class = self.hidden(pixels)?.narrow(1, 0, 1)?.squeeze(1)?;
+        Ok(self.post_layernorm.forward(&class)?)
+    }
+
+    /// What comes before the last LayerNorm.
+    fn hidden(&self, pixels: &Tensor) -> Result<Tensor> {
         let mut hidden = self.embeddings.forward(pixels)?;
         for layer in &self.layers {
-            hidden = layer.forward(&hidden)?;
+            hidden = layer.forward(&hidden, None)?;
         }
-        Ok(self.post_layernorm.forward(&hidden)?)
+        Ok(hidden)
     }
 }
 
@@ -72,9 +96,10 @@ struct Embeddings {
 }
 
 impl Embeddings {
-    fn load(weights: &Weights, config: &VisionConfig) -> Result<Self> {
+    fn load(weights: &Weights, config: &VisionConfig, names: Names) -> Result<Self> {
         let (width, patch_size) = (config.hidden_size, config.patch_size);
-        let patch = weights.pp("patch_embedding");
+        let tower = names.tower();
+        let patch = weights.pp(tower.patch_embedding);
         // A convolution whose stride is its size is a linear layer over patches.
         let weight = patch
             .get("weight", &[width, 3, patch_size, patch_size])?
@@ -83,10 +108,18 @@ impl Embeddings {
             .patch_bias
             .then(|| patch.get("bias", &[width]))
             .transpose()?;
-        let pre_layernorm = weights.pp("pre_layernorm");
+        let pre_layernorm = weights.pp(tower.pre_layernorm);
         let positions = config.positions();
-        let position_embedding = weights.get("position_embedding", &[1, positions, width])?;
-        let class_embedding = weights.get("class_embedding", &[1, 1, width])?;
+        let (class_shape, position_shape) = match names.has_batch_dimension() {
+            true => (vec![1, 1, width], vec![1, positions, width]),
+            false => (vec![width], vec![positions, width]),
+        };
+        let position_embedding = weights
+            .get(tower.position_embedding, &position_shape)?
+            .reshape((1, positions, width))?;
+        let class_embedding = weights
+            .get(tower.class_embedding, &class_shape)?
+            .reshape((1, 1, width))?;
         Ok(Self {
             patch_embedding: Linear::new(&weight, bias)?,
             class_embedding: (class_embedding + position_embedding.narrow(1, 0, 1)?)?,
@@ -141,88 +174,5 @@ impl Embeddings {
             Some(norm) => Ok(norm.forward(&embeddings)?),
             None => Ok(embeddings),
         }
-    }
-}
-
-#[derive(Debug)]
-struct Layer {
-    layer_norm1: LayerNorm,
-    self_attn: Attention,
-    layer_norm2: LayerNorm,
-    mlp: Mlp,
-}
-
-impl Layer {
-    fn load(weights: &Weights, config: &VisionConfig) -> Result<Self> {
-        let norm =
-            |name| LayerNorm::load(&weights.pp(name), config.hidden_size, config.layer_norm_eps);
-        Ok(Self {
-            layer_norm1: norm("layer_norm1")?,
-            self_attn: Attention::load(&weights.pp("self_attn"), config)?,
-            layer_norm2: norm("layer_norm2")?,
-            mlp: Mlp::load(&weights.pp("mlp"), config)?,
-        })
-    }
-
-    fn forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        let normed = self.layer_norm1.forward(hidden)?;
-        let hidden = self.self_attn.forward_add(&normed, hidden)?;
-        let normed = self.layer_norm2.forward(&hidden)?;
-        self.mlp.forward_add(&normed, &hidden)
-    }
-}
-
-#[derive(Debug)]
-struct Attention {
-    qkv: Linear,
-    projection: Linear,
-    heads: usize,
-}
-
-impl Attention {
-    fn load(weights: &Weights, config: &VisionConfig) -> Result<Self> {
-        let width = config.hidden_size;
-        Ok(Self {
-            qkv: Linear::load(&weights.pp("qkv"), width, 3 * width, config.qkv_bias)?,
-            projection: Linear::load(&weights.pp("projection"), width, width, true)?,
-            heads: config.num_attention_heads,
-        })
-    }
-
-    /// Attention over `x`, added to `residual`.
-    fn forward_add(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
-        let width = x.dim(D::Minus1)?;
-        let qkv = self.qkv.forward(x)?;
-        let mixed = attention(
-            &qkv.narrow(2, 0, width)?,
-            &qkv.narrow(2, width, width)?,
-            &qkv.narrow(2, 2 * width, width)?,
-            self.heads,
-        )?;
-        self.projection.forward_add(&mixed, residual)
-    }
-}
-
-#[derive(Debug)]
-struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
-}
-
-impl Mlp {
-    fn load(weights: &Weights, config: &VisionConfig) -> Result<Self> {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        Ok(Self {
-            fc1: Linear::load(&weights.pp("fc1"), width, inner, true)?,
-            fc2: Linear::load(&weights.pp("fc2"), inner, width, true)?,
-            activation: config.hidden_act,
-        })
-    }
-
-    /// The MLP of `x`, added to `residual`.
-    fn forward_add(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
-        let inner = self.fc1.forward_activated(x, self.activation)?;
-        self.fc2.forward_add(&inner, residual)
     }
 }

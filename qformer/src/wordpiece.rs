@@ -1,5 +1,5 @@
-//! Text as the token ids that a Q-Former reads: BERT's WordPiece (Devlin et al.
-//! 2019, arXiv:1810.04805), `[CLS] ... [SEP]`.
+//! Text as the token ids that a Q-Former or BLIP reads: BERT's WordPiece (Devlin et
+//! al. 2019, arXiv:1810.04805), `[CLS] ... [SEP]`.
 //!
 //! Reference: transformers 5.23, `models/bert/tokenization_bert.py`, which is
 //! the `tokenizers` library too, here without its regex engine in C and
@@ -63,6 +63,24 @@ pub struct WordPiece {
     tokenizer: Tokenizer,
 }
 
+/// What a model has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextSizes {
+    /// Rows of the word embeddings.
+    pub vocab_size: usize,
+    /// Rows of the position embeddings, and so the longest text.
+    pub max_position_embeddings: usize,
+}
+
+impl From<&QFormerConfig> for TextSizes {
+    fn from(config: &QFormerConfig) -> Self {
+        Self {
+            vocab_size: config.vocab_size,
+            max_position_embeddings: config.max_position_embeddings,
+        }
+    }
+}
+
 /// What a `tokenizer_config.json` may say that changes ids.
 #[derive(Deserialize)]
 #[serde(default)]
@@ -108,7 +126,7 @@ impl WordPiece {
     /// [`Error::NoTokenizer`] where neither is there; [`Error::Tokenizer`] for
     /// a file that holds no such tokenizer, or one that `config` has too few
     /// word embeddings for.
-    pub fn open_dir(dir: &Path, config: &QFormerConfig) -> Result<Self> {
+    pub fn open_dir(dir: &Path, config: impl Into<TextSizes>) -> Result<Self> {
         let settings = TokenizerConfig::read(&dir.join(CONFIG_FILE))?;
         let path = file_in(dir)?;
         let limit = settings.model_max_length.unwrap_or(f64::INFINITY);
@@ -117,7 +135,7 @@ impl WordPiece {
             // A float beyond `usize` saturates.
             max_length: limit as usize,
         };
-        Self::finished(read_file(&path, &settings)?, cut, config).map_err(invalid(&path))
+        Self::finished(read_file(&path, &settings)?, cut, config.into()).map_err(invalid(&path))
     }
 
     /// Reads the tokenizer in `dir`, a checkpoint directory of `Blip2ForImageTextRetrieval`, as
@@ -135,14 +153,14 @@ impl WordPiece {
             tokenizer =
                 without_image(&tokenizer).map_err(|error| invalid(&path)(error.to_string()))?;
         }
-        Self::finished(tokenizer, Cut::STAGE1, config).map_err(invalid(&path))
+        Self::finished(tokenizer, Cut::STAGE1, config.into()).map_err(invalid(&path))
     }
 
     /// With what BERT puts around a text, and texts cut to the Q-Former's positions at most.
     fn finished(
         mut tokenizer: Tokenizer,
         cut: Cut,
-        config: &QFormerConfig,
+        config: TextSizes,
     ) -> Result<Self, String> {
         let max_length = cut.max_length.min(config.max_position_embeddings);
         if max_length <= N_ADDED {
@@ -184,7 +202,7 @@ impl WordPiece {
         tokenizer
             .add_special_tokens([dec])
             .map_err(|error| invalid(&path)(error.to_string()))?;
-        Self::finished(tokenizer, cut, config).map_err(invalid(&path))
+        Self::finished(tokenizer, cut, config.into()).map_err(invalid(&path))
     }
 
     /// Reads a file that [`WordPiece::save`] wrote.
@@ -192,14 +210,14 @@ impl WordPiece {
     /// # Errors
     /// The file cannot be read, holds no such tokenizer, or one that `config`
     /// has too few word embeddings or positions for.
-    pub fn open(path: &Path, config: &QFormerConfig) -> Result<Self> {
+    pub fn open(path: &Path, config: impl Into<TextSizes>) -> Result<Self> {
         let mut tokenizer = read_json(path)?;
         let invalid = invalid(path);
         let processing = bert_processing(&tokenizer).map_err(&invalid)?;
         tokenizer
             .with_post_processor(Some(processing))
             .with_padding(None);
-        Self::checked(tokenizer, config).map_err(invalid)
+        Self::checked(tokenizer, config.into()).map_err(invalid)
     }
 
     /// Writes everything as one file.
@@ -246,10 +264,10 @@ impl WordPiece {
         vocab_size(&self.tokenizer)
     }
 
-    fn checked(mut tokenizer: Tokenizer, config: &QFormerConfig) -> Result<Self, String> {
+    fn checked(mut tokenizer: Tokenizer, config: TextSizes) -> Result<Self, String> {
         tokenizer.with_decoder(Some(Decoder::default()));
         let ModelWrapper::WordPiece(model) = tokenizer.get_model() else {
-            return Err("it holds no WordPiece vocabulary, which the Q-Former reads".to_owned());
+            return Err("it holds no WordPiece vocabulary, which is what is read here".to_owned());
         };
         let unknown = &model.unk_token;
         if tokenizer.token_to_id(unknown).is_none() {
@@ -258,7 +276,7 @@ impl WordPiece {
         let (tokens, rows) = (vocab_size(&tokenizer), config.vocab_size);
         if tokens > rows {
             return Err(format!(
-                "it has {tokens} tokens, and the Q-Former {rows} word embeddings (qformer_config.vocab_size): \
+                "it has {tokens} tokens, and the model {rows} word embeddings (vocab_size): \
                  take the tokenizer that was saved with these weights"
             ));
         }
@@ -268,7 +286,7 @@ impl WordPiece {
                 Ok(Self { tokenizer })
             }
             Some(truncation) => Err(format!(
-                "texts are cut to {} tokens, and the Q-Former has {positions} positions",
+                "texts are cut to {} tokens, and the model has {positions} positions",
                 truncation.max_length
             )),
             None => Err("it does not say where texts are cut".to_owned()),

@@ -32,14 +32,12 @@ pub use self::caption::{Caption, CaptionOptions};
 use crate::checkpoint::{Checkpoint, Compute};
 use crate::config::{HeadsConfig, QFormerConfig, VisionConfig};
 use crate::encoder::check_widths;
+use crate::features::normalized;
 use crate::linear::Linear;
 use crate::mask::Mask;
 use crate::model::{QFormerModel, TextNames};
 use crate::vision::VisionModel;
 use crate::{Error, Result, WordPiece};
-
-/// Shortest length that a feature is divided by, as in `torch.nn.functional.normalize`.
-const MIN_NORM: f64 = 1e-12;
 
 /// A frozen ViT, and the Q-Former with the heads of its first stage.
 ///
@@ -278,11 +276,4 @@ pub fn contrastive(images: &Tensor, texts: &Tensor) -> Result<Tensor> {
         .matmul(&texts.t()?)?
         .reshape((n_images, queries, texts.dim(0)?))?;
     Ok(cosines.max(1)?)
-}
-
-/// Rows of length 1, f32.
-fn normalized(rows: &Tensor) -> Result<Tensor> {
-    let rows = rows.to_dtype(DType::F32)?;
-    let norms = rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
-    Ok(rows.broadcast_div(&norms.clamp(MIN_NORM, f64::INFINITY)?)?)
 }
