@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -109,6 +110,8 @@ struct Entry {
     shape: Vec<usize>,
     /// Bytes of the file.
     range: Range<u64>,
+    /// Whether somebody asked for it by name.
+    is_used: AtomicBool,
 }
 
 /// A tensor as it lies in its file.
@@ -314,6 +317,7 @@ impl Checkpoint {
                     dtype: info.dtype,
                     shape: info.shape.clone(),
                     range: start + info.data_offsets.0 as u64..start + info.data_offsets.1 as u64,
+                    is_used: AtomicBool::new(false),
                 };
                 metadata
                     .tensors()
@@ -333,6 +337,7 @@ impl Checkpoint {
                         dtype: tensor.dtype,
                         shape: tensor.shape,
                         range: tensor.range,
+                        is_used: AtomicBool::new(false),
                     };
                     (tensor.name, entry)
                 })
@@ -358,6 +363,15 @@ impl Checkpoint {
     /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// Names of the tensors that nobody has asked for, sorted: after a model was loaded, what it
+    /// does without.
+    pub fn unused(&self) -> impl Iterator<Item = &str> {
+        self.tensors
+            .iter()
+            .filter(|(_, entry)| !entry.is_used.load(Ordering::Relaxed))
+            .map(|(name, _)| name.as_str())
     }
 
     /// Whether there is a tensor of this name.
@@ -397,7 +411,10 @@ impl Checkpoint {
     /// [`Error::MissingTensor`].
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
         match self.tensors.get_key_value(name) {
-            Some((name, entry)) => Ok(self.raw_entry(name, entry)),
+            Some((name, entry)) => {
+                entry.is_used.store(true, Ordering::Relaxed);
+                Ok(self.raw_entry(name, entry))
+            }
             None => Err(Error::MissingTensor {
                 files: self.describe(),
                 tensor: name.to_owned(),

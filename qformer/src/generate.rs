@@ -9,13 +9,16 @@ use candle_core::{DType, Tensor};
 use crate::beam::{self, BeamSearch, log_softmax};
 use crate::{Error, Result};
 
+/// Tokens behind the prompt where no longest text is given (transformers, `GenerationConfig`).
+const DEFAULT_NEW_TOKENS: usize = 20;
+
 /// How text is generated; the defaults are transformers'.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generation {
     /// Beams of a beam search; 1 takes the likeliest token each time.
     pub num_beams: usize,
-    /// Most tokens of a text, its prompt included.
-    pub max_length: usize,
+    /// Most tokens of a text, its prompt included; where none is given, 20 behind the prompt.
+    pub max_length: Option<usize>,
     /// Tokens, the prompt included, before a text may end.
     pub min_length: usize,
     /// A beam's log-probability is divided by its length, the prompt not counted, raised to
@@ -30,7 +33,7 @@ impl Default for Generation {
     fn default() -> Self {
         Self {
             num_beams: 1,
-            max_length: 20,
+            max_length: None,
             min_length: 0,
             length_penalty: 1.0,
             repetition_penalty: 1.0,
@@ -118,11 +121,10 @@ impl Generation {
     fn check(&self, prompt: usize) -> Result<()> {
         let problem = if self.num_beams == 0 {
             "num_beams is 0, it must be at least 1".to_owned()
-        } else if self.max_length <= prompt {
-            format!(
-                "max_length is {}, and the prompt has {prompt} tokens already",
-                self.max_length
-            )
+        } else if let Some(max_length) = self.max_length
+            && max_length <= prompt
+        {
+            format!("max_length is {max_length}, and the prompt has {prompt} tokens already")
         } else if !self.length_penalty.is_finite() {
             format!("length_penalty is {}", self.length_penalty)
         } else if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
@@ -136,6 +138,12 @@ impl Generation {
         Err(refused(problem))
     }
 
+    /// Most tokens behind a prompt of so many.
+    fn max_new_tokens(&self, prompt: usize) -> usize {
+        self.max_length
+            .map_or(DEFAULT_NEW_TOKENS, |max_length| max_length - prompt)
+    }
+
     fn search(&self, prompt: usize) -> Search {
         match self.num_beams {
             1 => Search::Greedy {
@@ -145,7 +153,7 @@ impl Generation {
             n => Search::Beams(BeamSearch::new(
                 n,
                 self.length_penalty,
-                self.max_length - prompt,
+                self.max_new_tokens(prompt),
                 1,
             )),
         }
@@ -199,7 +207,7 @@ impl Search {
                 options.process(prompt, ids.iter().copied(), end, scores);
                 let token = argmax(scores) as u32;
                 ids.push(token);
-                *is_over = token == end || prompt.len() + ids.len() >= options.max_length;
+                *is_over = token == end || ids.len() >= options.max_new_tokens(prompt.len());
                 match is_over {
                     true => Vec::new(),
                     false => vec![(0, token)],
@@ -308,7 +316,7 @@ mod tests {
         for num_beams in [1, 2, 3] {
             let options = Generation {
                 num_beams,
-                max_length: 12,
+                max_length: Some(12),
                 ..Generation::default()
             };
             let (together, language) = run(&prompts, &options);
@@ -335,7 +343,7 @@ mod tests {
             let options = |min_length, max_length| Generation {
                 num_beams,
                 min_length,
-                max_length,
+                max_length: Some(max_length),
                 ..Generation::default()
             };
             for first in 0..4 {
@@ -373,7 +381,7 @@ mod tests {
             ),
             (
                 Generation {
-                    max_length: 2,
+                    max_length: Some(2),
                     ..default()
                 },
                 "the prompt has 2 tokens",

@@ -157,11 +157,7 @@ impl WordPiece {
     }
 
     /// With what BERT puts around a text, and texts cut to the Q-Former's positions at most.
-    fn finished(
-        mut tokenizer: Tokenizer,
-        cut: Cut,
-        config: TextSizes,
-    ) -> Result<Self, String> {
+    fn finished(mut tokenizer: Tokenizer, cut: Cut, config: TextSizes) -> Result<Self, String> {
         let max_length = cut.max_length.min(config.max_position_embeddings);
         if max_length <= N_ADDED {
             return Err(format!(

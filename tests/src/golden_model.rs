@@ -10,6 +10,7 @@ use qformer::Encoder;
 use qformer::checkpoint::{Checkpoint, Compute};
 use qformer::config::Blip2Config;
 use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// `uniform` of `make_vision.py`.
@@ -341,4 +342,36 @@ pub fn max_difference(left: &Tensor, right: &Tensor) -> f32 {
     values
         .into_iter()
         .fold(0.0, |max, x| if x > max || x.is_nan() { x } else { max })
+}
+
+/// A checkpoint of zeros with the names and shapes of `layout["tensors"]`, which has one layer
+/// where the model has several; and `layout["config"]`, of whose `towers` each has one.
+///
+/// # Panics
+/// The layout has another form, or the file cannot be written.
+pub fn one_layer(layout: &Value, towers: &[&str]) -> (TempDir, Value) {
+    let mut config = layout["config"].clone();
+    for tower in towers {
+        config[tower]["num_hidden_layers"] = 1.into();
+    }
+    let shapes: BTreeMap<String, Vec<usize>> =
+        serde_json::from_value(layout["tensors"].clone()).unwrap();
+    let mut end = 0;
+    let mut header = serde_json::Map::new();
+    for (name, shape) in shapes {
+        let start = end;
+        end += 2 * shape.iter().product::<usize>();
+        let entry = json!({"dtype": "F16", "shape": shape, "data_offsets": [start, end]});
+        header.insert(name, entry);
+    }
+    let header = Value::Object(header).to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let length = (header.len() as u64).to_le_bytes();
+    std::fs::write(&path, [&length, header.as_bytes()].concat()).unwrap();
+    // What is behind the header is a hole, which reads as zeros.
+    let file = std::fs::OpenOptions::new().write(true).open(&path);
+    let size = (length.len() + header.len() + end) as u64;
+    file.and_then(|file| file.set_len(size)).unwrap();
+    (dir, config)
 }
