@@ -350,13 +350,14 @@ mod tests {
                 let prompt = [vec![first, 2]];
                 assert!(run(&prompt, &options(8, 12)).0[0].len() >= 7 - 1);
                 assert!(run(&prompt, &options(0, 4)).0[0].len() <= 2);
-                // Whoever must not repeat itself soon has said everything.
+                // Whoever must not repeat itself has said everything soon.
                 let strict = Generation {
                     repetition_penalty: 1e6,
                     ..options(0, 30)
                 };
                 let ids = &run(&prompt, &strict).0[0];
-                assert!(ids.len() <= 4, "{ids:?}");
+                let says_the_end = first == END;
+                assert!(says_the_end || ids.len() <= 4, "{ids:?}");
             }
         }
     }

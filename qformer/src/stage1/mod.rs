@@ -25,7 +25,7 @@
 
 mod caption;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 
 use self::caption::LanguageHead;
 pub use self::caption::{Caption, CaptionOptions};
