@@ -147,10 +147,9 @@ def inputs_of(tokenizer, pixels, text):
     return inputs
 
 
-def search(make, tokenizer, pixels, prompts, n_prompt, others=None):
-    """A model, and N_PAIRS pairs of picture and text with its texts."""
-    # Those before were tried for answers.
-    for seed in [0, *range(5, 200)]:
+def search(make, tokenizer, pixels, prompts, n_prompt, others=None, first_seed=0, per_picture=2):
+    """A model, and N_PAIRS pairs of picture and text with its texts. Seeds before `first_seed` were tried."""
+    for seed in range(first_seed, 200):
         model = make(seed)
         pairs, seen = [], set()
         first = [generated(model, inputs_of(tokenizer, pixel, prompts[-1]), SETTINGS[0], n_prompt(inputs_of(tokenizer, pixel, prompts[-1])))
@@ -174,7 +173,7 @@ def search(make, tokenizer, pixels, prompts, n_prompt, others=None):
                 seen.add(tuple(found[0]))
                 pairs.append({"picture": i, "text": text, "ids": found, **extra})
                 of_picture += 1
-                if of_picture == 2 or len(pairs) == N_PAIRS:
+                if of_picture == per_picture or len(pairs) == N_PAIRS:
                     break
             if len(pairs) == N_PAIRS:
                 ended = sum(pair["ids"][0][-1] == SEP for pair in pairs)
@@ -263,7 +262,7 @@ def answering(tokenizer, processor, pixels):
         found = stable(model, enc, 1)
         return None if found is None else {"ids_enc": found}
 
-    model, pairs = search(make, tokenizer, pixels, QUESTIONS, lambda inputs: 1, with_enc)
+    model, pairs = search(make, tokenizer, pixels, QUESTIONS, lambda inputs: 1, with_enc, first_seed=5, per_picture=4)
     n_differ = sum(pair["ids"] != pair["ids_enc"] for pair in pairs)
     print(f"answering: {n_differ} differ with [ENC]")
     ranked = []
