@@ -50,6 +50,9 @@ use text::{TextDecoder, TextModel};
 /// `num_ans_candidates`).
 pub const RANKED_CANDIDATES: usize = 128;
 
+/// Texts that are encoded at a time: more gain little, and memory grows with them.
+const TEXTS_AT_A_TIME: usize = 32;
+
 /// Candidate answers that go through the decoder at a time.
 const CANDIDATES_AT_A_TIME: usize = 32;
 
@@ -292,8 +295,8 @@ impl Blip {
     /// The checkpoint is not one of [`Task::Retrieval`], there are no texts, or the device fails.
     pub fn text_features(&self, texts: &[impl AsRef<str>]) -> Result<Tensor> {
         let retrieval = self.retrieval()?;
-        let hidden = retrieval.text_encoder.encode(&self.ids(texts)?, None)?;
-        normalized(&retrieval.text_proj.forward(&first_rows(&hidden)?)?)
+        let hidden = retrieval.first_rows(&self.ids(texts)?, None)?;
+        normalized(&retrieval.text_proj.forward(&hidden)?)
     }
 
     /// Cosines `[images, texts]` of features as [`Blip::image_features`] and
@@ -315,8 +318,8 @@ impl Blip {
     pub fn match_logits(&self, vision: &Tensor, texts: &[impl AsRef<str>]) -> Result<Tensor> {
         let retrieval = self.retrieval()?;
         let ids = self.ids_beside(vision, texts)?;
-        let hidden = retrieval.text_encoder.encode(&ids, Some(vision))?;
-        let logits = retrieval.itm_head.forward(&first_rows(&hidden)?)?;
+        let hidden = retrieval.first_rows(&ids, Some(vision))?;
+        let logits = retrieval.itm_head.forward(&hidden)?;
         Ok(logits.to_dtype(DType::F32)?)
     }
 
@@ -374,8 +377,8 @@ impl Blip {
     /// their log-probability (LAVIS, `blip_vqa.py`, `rank_answers`).
     ///
     /// # Errors
-    /// The checkpoint is not one of [`Task::QuestionAnswering`], there is no candidate or more
-    /// than one picture, or the device fails.
+    /// The checkpoint is not one of [`Task::QuestionAnswering`], there is more than one picture, or
+    /// the device fails.
     pub fn rank_answers(
         &self,
         vision: &Tensor,
@@ -517,9 +520,25 @@ impl Retrieval {
             itm_head: linear("itm_head", text, 2)?,
         })
     }
-}
 
-/// The first row of each text, `[texts, width]`.
-fn first_rows(hidden: &Tensor) -> candle_core::Result<Tensor> {
-    hidden.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
+    /// The first row of each text, `[texts, width]`, read alone or beside its picture.
+    fn first_rows(&self, ids: &[Vec<u32>], vision: Option<&Tensor>) -> Result<Tensor> {
+        let mut rows = Vec::with_capacity(ids.len().div_ceil(TEXTS_AT_A_TIME));
+        for (chunk, ids) in ids.chunks(TEXTS_AT_A_TIME).enumerate() {
+            let vision = match vision {
+                Some(vision) if vision.dim(0)? > 1 => {
+                    Some(vision.narrow(0, chunk * TEXTS_AT_A_TIME, ids.len())?)
+                }
+                vision => vision.cloned(),
+            };
+            let hidden = self.text_encoder.encode(ids, vision.as_ref())?;
+            rows.push(hidden.narrow(1, 0, 1)?.squeeze(1)?);
+        }
+        if rows.is_empty() {
+            return Err(Error::Text {
+                reason: "there is none".to_owned(),
+            });
+        }
+        Ok(Tensor::cat(&rows, 0)?)
+    }
 }

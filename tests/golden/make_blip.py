@@ -179,8 +179,9 @@ def search(make, tokenizer, pixels, prompts, n_prompt, others=None, first_seed=0
                 ended = sum(pair["ids"][0][-1] == SEP for pair in pairs)
                 beams = sum(pair["ids"][0] != pair["ids"][1] for pair in pairs)
                 lengths = sorted(len(pair["ids"][0]) for pair in pairs)
-                print(f"seed {seed}: {ended} end, {beams} differ with beams, lengths {lengths}", flush=True)
-                if 2 <= ended <= 17 and beams >= 8:
+                in_all = sum(ids[-1] == SEP for pair in pairs for ids in pair["ids"])
+                print(f"seed {seed}: {ended} end, {in_all} in all settings, {beams} differ with beams, lengths {lengths}", flush=True)
+                if 1 <= ended <= 17 and beams >= 8:
                     return model, pairs
                 break
         else:

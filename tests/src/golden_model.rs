@@ -375,3 +375,26 @@ pub fn one_layer(layout: &Value, towers: &[&str]) -> (TempDir, Value) {
     file.and_then(|file| file.set_len(size)).unwrap();
     (dir, config)
 }
+
+/// The checkpoint in `dir`, with zeros in the place of one tensor.
+pub fn without(dir: &Path, tensor: &str) -> Checkpoint {
+    let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let stored = file.iter().map(|(name, view)| {
+        let mut bytes = view.data().to_vec();
+        if name == tensor {
+            bytes.fill(0);
+        }
+        let (dtype, shape) = (view.dtype(), view.shape().to_vec());
+        let stored = Stored {
+            dtype,
+            shape,
+            bytes,
+        };
+        (name.to_owned(), stored)
+    });
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir.path().join("model.safetensors"), stored.collect());
+    // The file stays open, and so readable.
+    Checkpoint::open(dir.path()).unwrap()
+}

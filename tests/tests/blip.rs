@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
-use qbridge_tests::golden_model::one_layer;
+use qbridge_tests::golden_model::{one_layer, without};
 use qbridge_tests::{golden, repository};
 use qformer::blip::{Blip, BlipConfig, EncoderStart, RANKED_CANDIDATES, Task};
 use qformer::checkpoint::{Checkpoint, Compute};
@@ -221,6 +221,55 @@ fn matches_equal_transformers() {
             assert!((found - expected).abs() < 1e-5);
         }
         assert!(blip.match_logits(&vision, &texts[..3]).is_err());
+    }
+}
+
+/// The golden outputs would be no proof if a part could be left out without their telling.
+#[test]
+fn golden_outputs_tell_when_any_part_is_wrong() {
+    let golden: Matches = read("blip/retrieval.json");
+    let texts: Vec<&str> = golden.pairs.iter().map(|pair| pair.text.as_str()).collect();
+    let source = qbridge_tests::golden("blip/retrieval");
+    let whole = open("retrieval");
+    let pixels = whole.pixels(&pictures()).unwrap();
+    for tensor in Checkpoint::open(&source).unwrap().names() {
+        let blip = Blip::load(
+            &without(&source, tensor),
+            whole.config().clone(),
+            whole.preprocessing().clone(),
+            whole.tokenizer().clone(),
+            &cpu(),
+        )
+        .unwrap();
+        let vision = blip.vision(&pixels).unwrap();
+        let images = blip.image_features(&vision).unwrap();
+        let features = blip.text_features(&texts).unwrap();
+        let cosines = blip
+            .contrastive(&images, &features)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
+        let logits = blip
+            .match_logits(&vision, &texts)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
+        let differences = golden.pairs.iter().enumerate().flat_map(|(i, pair)| {
+            let [first, second] = pair.logits;
+            [
+                cosines[i][i] - pair.cosine,
+                logits[i][0] - first,
+                logits[i][1] - second,
+            ]
+        });
+        let difference = differences.map(f32::abs).fold(0.0, f32::max);
+        // A bias of the keys shifts all scores of a query alike.
+        let unseen = tensor.ends_with("key.bias");
+        assert_eq!(
+            difference > 5.0 * TOLERANCE,
+            !unseen,
+            "without {tensor}: {difference}"
+        );
     }
 }
 

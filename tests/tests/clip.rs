@@ -8,7 +8,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
-use qbridge_tests::golden_model::{max_difference, one_layer};
+use qbridge_tests::golden_model::{max_difference, one_layer, without};
 use qbridge_tests::{golden, repository};
 use qformer::checkpoint::{Checkpoint, Compute, Products};
 use qformer::clip::{Clip, ClipConfig, ClipTokenizer};
@@ -119,6 +119,47 @@ fn features_and_scores_equal_transformers() {
             assert!(max_difference(&alone, &images.narrow(0, i, 1).unwrap()) < 1e-5);
             let alone = clip.text_features(&texts[i..=i]).unwrap();
             assert!(max_difference(&alone, &features.narrow(0, i, 1).unwrap()) < 1e-5);
+        }
+    }
+}
+
+/// The golden outputs would be no proof if a part could be left out without their telling.
+#[test]
+fn golden_outputs_tell_when_any_part_is_wrong() {
+    let json = json();
+    let (pictures, texts) = (pictures(&json), strings(&json, "texts"));
+    for name in MODELS {
+        let expected = outputs(name);
+        let source = golden(&format!("clip/{name}"));
+        let whole = open(name, &cpu());
+        let pixels = whole.pixels(&pictures[..4]).unwrap();
+        for tensor in Checkpoint::open(&source).unwrap().names() {
+            let checkpoint = without(&source, tensor);
+            let clip = Clip::load(
+                &checkpoint,
+                whole.config().clone(),
+                whole.preprocessing().clone(),
+                whole.tokenizer().clone(),
+                &cpu(),
+            )
+            .unwrap();
+            let images = clip.image_features(&pixels).unwrap();
+            let texts = clip.text_features(&texts[..10]).unwrap();
+            // Features without a length are no numbers.
+            let of = |found: &Tensor, key: &str, n| {
+                let difference = max_difference(found, &expected[key].narrow(0, 0, n).unwrap());
+                if difference.is_nan() { 1.0 } else { difference }
+            };
+            let difference = of(&images, "image_features", 4)
+                .max(of(&texts, "text_features", 10))
+                .max((clip.logit_scale() - whole.logit_scale()).abs());
+            // A bias of the keys shifts all scores of a query alike.
+            let unseen = tensor.ends_with("k_proj.bias");
+            assert_eq!(
+                difference > 5.0 * TOLERANCE,
+                !unseen,
+                "{name} without {tensor}: {difference}"
+            );
         }
     }
 }
