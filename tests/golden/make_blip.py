@@ -191,6 +191,7 @@ def search(make, tokenizer, pixels, prompts, n_prompt, others=None, first_seed=0
 
 def save(name, model, tokenizer, processor):
     model.half().save_pretrained(OUT / name)
+    (OUT / name / "generation_config.json").unlink(missing_ok=True)
     model.float()
     tokenizer.save_pretrained(OUT / name)
     processor.save_pretrained(OUT / name)
