@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Command::Encode(args) => commands::encode::run(args),
         Command::Match(args) => commands::matching::run_match(args),
         Command::Embed(args) => commands::matching::run_embed(args),
+        Command::Classify(args) => commands::classify::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Pull(args) => commands::pull::run(args),
         Command::Bundle(args) => commands::convert::run_bundle(args),

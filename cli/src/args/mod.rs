@@ -4,6 +4,7 @@ mod ask;
 mod bench;
 mod caption;
 mod chat;
+mod classify;
 mod convert;
 mod doctor;
 mod encode;
@@ -23,6 +24,7 @@ pub use ask::{AskArgs, Asked};
 pub use bench::BenchArgs;
 pub use caption::{CaptionArgs, OutputFormat, Shard, SidecarFormat};
 pub use chat::ChatArgs;
+pub use classify::ClassifyArgs;
 pub use convert::{BundleArgs, ConversionArgs, ConvertArgs, NamingArgs};
 pub use doctor::DoctorArgs;
 pub use encode::EncodeArgs;
@@ -74,6 +76,8 @@ pub enum Command {
     Match(MatchArgs),
     /// Print the features of pictures and texts, with a bundle made for it
     Embed(EmbedArgs),
+    /// Tell which of your labels fits a picture, with a CLIP
+    Classify(ClassifyArgs),
     /// Make a bundle from a published checkpoint
     Convert(ConvertArgs),
     /// Make a bundle from a model of the Hugging Face hub

@@ -5,6 +5,7 @@ pub mod ask;
 pub mod bench;
 pub mod caption;
 pub mod chat;
+pub mod classify;
 pub mod convert;
 pub mod doctor;
 pub mod encode;
