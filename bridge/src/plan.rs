@@ -77,9 +77,12 @@ impl Plan {
     /// How `bundle` would be run with `options` on this machine.
     ///
     /// # Errors
-    /// Sizes that cannot be, as [`crate::engine::Engine::start`] refuses them.
+    /// Sizes that cannot be, as [`crate::engine::Engine::start`] refuses them, and
+    /// [`crate::Error::NoLanguageModel`] for a bundle without one.
     pub fn new(bundle: &Bundle, options: &ModelOptions) -> Result<Plan> {
-        let llm = bundle.llm();
+        let (Some(llm), Some(file)) = (bundle.llm(), &bundle.manifest().files.llm) else {
+            return Err(bundle.no_language_model());
+        };
         let is_encoder_decoder = llm.is_encoder_decoder();
         let engine = options
             .engine_options(bundle.manifest(), llm.n_ctx_train)
@@ -107,7 +110,7 @@ impl Plan {
         let memory = Memory {
             vision: checkpoint.loaded_bytes(products),
             vision_buffers: vision_buffers(bundle, products),
-            language_model: bundle.manifest().files.llm.bytes,
+            language_model: file.bytes,
             repacked: repacked.sum(),
             kv_cache: kv_cache(llm, &engine),
             compute: compute(llm, &engine, flash_attention),

@@ -116,6 +116,14 @@ impl Bundle {
         self.llm.as_ref()
     }
 
+    /// The same, for what needs one.
+    ///
+    /// # Errors
+    /// [`Error::NoLanguageModel`].
+    pub fn language_model(&self) -> Result<&GgufInfo> {
+        self.llm().ok_or_else(|| self.no_language_model())
+    }
+
     /// Path of the GGUF.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use bridge::engine::{PromptPart, Sequence};
-use bridge::event::{Event, Timings};
+use bridge::event::{Event, Summary, Timings};
 use bridge::image_encoder::ImageEncoder;
 use bridge::model::{Model, ModelOptions, Prompt, Request};
 use candle_core::Tensor;
@@ -17,7 +17,7 @@ use indicatif::ProgressBar;
 use prompts::{Message, Part, Role};
 use tokio::sync::mpsc::{Receiver, channel};
 
-use super::{collect, load_model, model_options, print_json};
+use super::{load_model, model_options, print_json};
 use crate::args::BenchArgs;
 use crate::input::read_image;
 use crate::machine::Machine;
@@ -99,9 +99,7 @@ impl Bench<'_> {
             stages.push(self.decode(self.args.slots.into())?);
         }
         let caption = |picture: Arc<[u8]>| self.caption(picture);
-        let (_, stage) = self.timed("caption", || {
-            collect(&mut caption(self.picture.clone())?, |_| Ok(()))
-        })?;
+        let (_, stage) = self.timed("caption", || ended(caption(self.picture.clone())?))?;
         stages.push(stage);
         if self.args.slots > 1 {
             stages.push(self.captions()?);
@@ -147,8 +145,7 @@ impl Bench<'_> {
                 PromptPart::Embeddings(soft_prompt.clone()),
                 PromptPart::Tokens(self.tokens(n_rows.saturating_sub(n_image))),
             ];
-            let mut events = self.submit(prompt, 1)?;
-            Ok(collect(&mut events, |_| Ok(()))?.summary.timings.prefill)
+            Ok(ended(self.submit(prompt, 1)?)?.timings.prefill)
         })?;
         Ok(Stage::of_tokens(
             format!("prefill, {n_rows} rows"),
@@ -176,7 +173,7 @@ impl Bench<'_> {
                 .collect::<Result<Vec<_>>>()?;
             let timings = events
                 .into_iter()
-                .map(|mut events| Ok(collect(&mut events, |_| Ok(()))?.summary.timings))
+                .map(|events| Ok(ended(events)?.timings))
                 .collect::<Result<Vec<_>>>()?;
             // They came at one moment: from the first that began to the last that ended.
             let began = |timings: &Timings| timings.queue + timings.prefill;
@@ -203,8 +200,8 @@ impl Bench<'_> {
                 .iter()
                 .map(|picture| self.caption(picture.clone()))
                 .collect::<Result<Vec<_>>>()?;
-            for mut events in events {
-                collect(&mut events, |_| Ok(()))?;
+            for events in events {
+                ended(events)?;
             }
             Ok(started.elapsed().as_secs_f64())
         })?;
@@ -241,6 +238,18 @@ impl Bench<'_> {
     fn tokens(&self, n: usize) -> Vec<i32> {
         let n_vocab = self.model.language_model().n_vocab();
         (1..=n).map(|i| (i * 7919 % n_vocab) as i32).collect()
+    }
+}
+
+/// Waits for the end of an answer.
+fn ended(mut events: Receiver<Event>) -> Result<Summary> {
+    loop {
+        match events.blocking_recv() {
+            Some(Event::Token { .. }) => {}
+            Some(Event::Done(summary)) => return Ok(summary),
+            Some(Event::Error(error)) => return Err(error.into()),
+            None => return Err(bridge::Error::Stopped.into()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What could be better, and what to do about it.
 
-use bridge::bundle::Bundle;
+use bridge::language_model::GgufInfo;
 
 use super::GB;
 use super::report::BundleReport;
@@ -53,7 +53,7 @@ pub fn of_machine(machine: &Machine) -> Vec<String> {
 }
 
 /// About a bundle on this machine.
-pub fn of_bundle(bundle: &Bundle, report: &BundleReport, machine: &Machine) -> Vec<String> {
+pub fn of_bundle(llm: &GgufInfo, report: &BundleReport, machine: &Machine) -> Vec<String> {
     let mut advice = Vec::new();
     if !report.fits {
         advice.push(match &report.way_out {
@@ -68,7 +68,7 @@ pub fn of_bundle(bundle: &Bundle, report: &BundleReport, machine: &Machine) -> V
     if machine.gpu().is_some() {
         return advice;
     }
-    let kind = bundle.llm().file_type_name();
+    let kind = llm.file_type_name();
     match kind {
         "F32" | "F16" | "BF16" => advice.push(format!(
             "on a CPU a language model in Q8_0 answers faster than in {kind}, and one in Q4_0 fastest (`--llm-quant`)"

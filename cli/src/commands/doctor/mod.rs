@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bridge::bundle::Bundle;
 use bridge::engine::CacheType;
+use bridge::language_model::GgufInfo;
 use bridge::model::ModelOptions;
 use bridge::plan::Plan;
 use qformer::checkpoint::Products;
@@ -34,7 +35,11 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
         Some(dir) => {
             let opened = Bundle::open(dir)?;
             let report = examine(&opened, args, memory)?;
-            advice.extend(advice::of_bundle(&opened, &report, &machine));
+            advice.extend(advice::of_bundle(
+                opened.language_model()?,
+                &report,
+                &machine,
+            ));
             bundle = Some(report);
         }
         None => models = Some(which_fit(memory)),
@@ -83,13 +88,10 @@ fn examine(bundle: &Bundle, args: &DoctorArgs, memory: u64) -> Result<BundleRepo
         true => None,
         false => find_way_out(bundle, &options, memory)?,
     };
+    let llm = bundle.language_model()?;
     Ok(BundleReport {
         name: bundle.manifest().name.clone(),
-        language_model: format!(
-            "{} {}",
-            bundle.llm().architecture,
-            bundle.llm().file_type_name()
-        ),
+        language_model: format!("{} {}", llm.architecture, llm.file_type_name()),
         settings: Settings::of(&plan, args.slots),
         memory: plan.memory,
         total,
@@ -122,7 +124,7 @@ fn find_way_out(bundle: &Bundle, options: &ModelOptions, memory: u64) -> Result<
         let before = Plan::new(bundle, &options)?.memory.total();
         let mut next = options.clone();
         apply(&mut next);
-        if next.cache_type == CacheType::Q8_0 && !takes_q8_0(bundle) {
+        if next.cache_type == CacheType::Q8_0 && !takes_q8_0(bundle.language_model()?) {
             continue;
         }
         let total = Plan::new(bundle, &next)?.memory.total();
@@ -138,8 +140,7 @@ fn find_way_out(bundle: &Bundle, options: &ModelOptions, memory: u64) -> Result<
 }
 
 /// Whether the language model can have such a KV cache: blocks of 32 values, and fused attention.
-fn takes_q8_0(bundle: &Bundle) -> bool {
-    let llm = bundle.llm();
+fn takes_q8_0(llm: &GgufInfo) -> bool {
     let (keys, values) = llm.head_width;
     !llm.is_encoder_decoder() && keys % 32 == 0 && values % 32 == 0
 }

@@ -7,6 +7,7 @@ use bridge::bundle::Bundle;
 use bridge::event::{FinishReason, Usage};
 use bridge::model::{Model, ModelOptions, Request};
 use eval::{Dataset, Record};
+use prompts::Layout;
 
 use super::super::{load_model, model_options};
 use super::rows::Row;
@@ -42,8 +43,9 @@ impl Asker {
             let text = settings.text(&record.question);
             text.map_or(0, |text| text.len())
         });
-        let caption_prompt = bundle.manifest().prompt.caption_prompt().len();
-        let longest = lengths.fold(caption_prompt, usize::max);
+        let layout = bundle.manifest().prompt.as_ref();
+        let caption_prompt = layout.map_or("", Layout::caption_prompt);
+        let longest = lengths.fold(caption_prompt.len(), usize::max);
         let answer = match settings.choices.iter().map(String::len).max() {
             None => settings.max_tokens,
             // Its tokens, and the one that ends it.

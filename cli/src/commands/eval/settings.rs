@@ -56,12 +56,13 @@ impl Settings {
     /// What the command line, a preset and the bundle say, in this order.
     ///
     /// # Errors
-    /// The prompt has no place for the question.
+    /// The prompt has no place for the question, or the bundle no language model.
     pub fn new(args: &EvalArgs, files: &Files, bundle: &Bundle) -> Result<Settings> {
         let manifest = bundle.manifest();
+        let is_encoder_decoder = bundle.language_model()?.is_encoder_decoder();
         let mut preset_settings = args
             .preset
-            .map(|preset| preset.settings(args.task, bundle.llm().is_encoder_decoder()));
+            .map(|preset| preset.settings(args.task, is_encoder_decoder));
         if let Some(prompt) = &args.prompt {
             match (args.task.is_caption(), prompt.contains("{}")) {
                 (false, false) => {
