@@ -119,7 +119,6 @@ impl ModelOptions {
                 true => defaults.prefix_sequences,
                 false => 0,
             },
-            ..defaults
         }
     }
 }

@@ -102,11 +102,14 @@ fn examine(bundle: &Bundle, args: &DoctorArgs, memory: u64) -> Result<BundleRepo
     })
 }
 
+/// Flags, and what they change.
+type Step = (&'static str, fn(&mut ModelOptions));
+
 /// The flags that let it fit after all, those that cost least first.
 fn find_way_out(bundle: &Bundle, options: &ModelOptions, memory: u64) -> Result<Option<String>> {
     let mut options = options.clone();
     let mut flags = Vec::new();
-    let steps: [(&str, fn(&mut ModelOptions)); 5] = [
+    let steps: [Step; 5] = [
         ("--image-cache 16", |options| {
             options.image_cache_bytes = 16 << 20
         }),
