@@ -306,10 +306,7 @@ mod tests {
                 "[ask]\nport = 1",
                 "there is no option \"port\": the keys of [ask]",
             ),
-            (
-                "[ask]\nquestion = 'why?'",
-                "there is no option \"question\"",
-            ),
+            ("[ask]\nbundle = 'demo'", "there is no option \"bundle\""),
             ("no-auth = 1", "no-auth must be true or false"),
             ("port = true", "port cannot be a boolean"),
             ("port = [1]", "port cannot be a array"),
