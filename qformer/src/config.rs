@@ -319,6 +319,16 @@ impl Default for Blip2Config {
     }
 }
 
+/// `dir/config.json`, by `parse`; what is wrong with it names the file.
+pub(crate) fn read_config<T>(dir: &Path, parse: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+    let path = dir.join(CONFIG_FILE);
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    parse(&text).map_err(|error| Error::Config {
+        path,
+        reason: error.to_string(),
+    })
+}
+
 impl Blip2Config {
     /// Reads `dir/config.json`.
     ///
@@ -326,12 +336,7 @@ impl Blip2Config {
     /// The file is missing, is not JSON of this shape, is of another model
     /// type, or holds a value that cannot be honoured; each names the file.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(CONFIG_FILE);
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        Self::from_json(&text).map_err(|error| Error::Config {
-            path,
-            reason: error.to_string(),
-        })
+        read_config(dir, Self::from_json)
     }
 
     /// Parses and checks the text of a `config.json`.

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::config::{Activation, CONFIG_FILE, VisionConfig, epsilon, heads, size, value};
+use crate::Result;
+use crate::config::{Activation, VisionConfig, epsilon, heads, read_config, size, value};
 use crate::wordpiece::TextSizes;
-use crate::{Error, Result};
 
 /// `BlipConfig`: the ViT and the text models, which are of one size.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,12 +129,7 @@ impl BlipConfig {
     /// The file is missing, is not JSON of this shape, is of another model type, or holds a value
     /// that cannot be honoured; each names the file.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(CONFIG_FILE);
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        Self::from_json(&text).map_err(|error| Error::Config {
-            path,
-            reason: error.to_string(),
-        })
+        read_config(dir, Self::from_json)
     }
 
     /// Parses and checks the text of a `config.json`.

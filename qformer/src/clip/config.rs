@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::config::{Activation, CONFIG_FILE, VisionConfig, epsilon, heads, size, value};
-use crate::{Error, Result};
+use crate::Result;
+use crate::config::{Activation, VisionConfig, epsilon, heads, read_config, size, value};
 
 /// `CLIPConfig`: both towers.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,12 +117,7 @@ impl ClipConfig {
     /// The file is missing, is not JSON of this shape, is of another model type, or holds a value
     /// that cannot be honoured; each names the file.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(CONFIG_FILE);
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        Self::from_json(&text).map_err(|error| Error::Config {
-            path,
-            reason: error.to_string(),
-        })
+        read_config(dir, Self::from_json)
     }
 
     /// Parses and checks the text of a `config.json`.
@@ -174,7 +169,7 @@ impl ClipConfig {
     /// Checks that the sizes describe a model.
     ///
     /// # Errors
-    /// [`Error::ConfigValue`] names the first field that does not.
+    /// [`crate::Error::ConfigValue`] names the first field that does not.
     pub(super) fn validate(&self) -> Result<()> {
         self.vision_config.validate()?;
         let text = &self.text_config;
