@@ -178,7 +178,7 @@ mod tests {
                 Some(Drawing::Blocks256),
             ),
             (
-                &[xterm, kitty, ("TMUX", "/tmp/t"), truecolor],
+                &[xterm, kitty, ("TMUX", "1"), truecolor],
                 Some(Drawing::Blocks),
             ),
             (&[("TERM", "linux")], None),
