@@ -7,6 +7,10 @@ CACHE := $(or $(QBRIDGE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qbridge)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 QBRIDGE := $(CARGO_TARGET_DIR)/release/qbridge
 CARGO_FLAGS := --release --locked
+# llama.cpp is built for this processor; with PORTABLE=1 for any that has AVX2.
+ifndef PORTABLE
+$(foreach feature,$(shell scripts/cpu-features.sh),$(eval export $(feature)))
+endif
 
 .PHONY: demo demo-bundle build setup test lint
 

@@ -27,11 +27,11 @@ pub fn of_machine(machine: &Machine) -> Vec<String> {
     for (name, told) in [("avx512f", "AVX512 = 1"), ("avx2", "AVX2 = 1")] {
         match (has(name), machine.llama_cpp.contains(told)) {
             (true, false) => say(&format!(
-                "this processor has {name}, and llama.cpp was built without: build for it with \
-                 RUSTFLAGS=\"-C target-cpu=native\""
+                "this processor has {name}, and llama.cpp was built without: `make build` on this machine builds for it"
             )),
             (false, true) => say(&format!(
-                "llama.cpp was built for {name}, which this processor lacks: build without target-cpu"
+                "llama.cpp was built for {name}, which this processor lacks: build on this machine, or for any with AVX2 \
+                 by `make build PORTABLE=1`"
             )),
             _ => {}
         }
