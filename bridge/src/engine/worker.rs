@@ -20,9 +20,13 @@ use crate::{Error, Result};
 /// tokio channel cannot wake this thread.
 const POLL: Duration = Duration::from_millis(2);
 
-/// About how long the prompt rows of a step may take where others generate beside
-/// them: that long their next tokens are late.
+/// About how long the prompt rows of a step may take where as many others generate
+/// beside them: that long their next tokens are late.
 const PROMPT_SHARE: Duration = Duration::from_millis(100);
+
+/// How many times longer they may take where that many more prompts wait than requests
+/// generate: what one loses by it, each of the many gains.
+const MAX_SHARES: usize = 5;
 
 /// Prompt rows of such a step at least, and as long as nothing is known of their cost.
 const PROMPT_ROWS: usize = 16;
@@ -250,9 +254,9 @@ impl Worker {
 
     /// Fills the batch of a lane: the next token of each request that generates,
     /// then prompt rows, oldest request first, and beside the former no more than
-    /// [`PROMPT_SHARE`] takes. `only` builds it of one request.
+    /// [`Worker::prompt_rows_beside_others`]. `only` builds it of one request.
     fn build(&mut self, lane: usize, only: Option<usize>) {
-        let prompt_rows = self.prompt_rows_beside_others();
+        let prompt_rows = self.prompt_rows_beside_others(lane);
         let context = &mut self.lanes[lane].context;
         context.clear();
         self.shares.clear();
@@ -297,12 +301,23 @@ impl Worker {
         }
     }
 
-    /// Rows of prompts that take no longer than [`PROMPT_SHARE`].
-    fn prompt_rows_beside_others(&self) -> usize {
+    /// Rows of prompts that take no longer than [`PROMPT_SHARE`], or up to
+    /// [`MAX_SHARES`] of it where more requests wait for their first token than generate.
+    fn prompt_rows_beside_others(&self, lane: usize) -> usize {
         if self.row_seconds <= 0.0 {
             return PROMPT_ROWS;
         }
-        let rows = PROMPT_SHARE.as_secs_f64() / self.row_seconds;
+        let (mut generate, mut wait) = (0, 0);
+        for slot in self.slots.iter().flatten() {
+            if slot.lane == lane && slot.outbox.is_empty() {
+                match slot.generates() {
+                    true => generate += 1,
+                    false => wait += 1,
+                }
+            }
+        }
+        let shares = (wait / generate.max(1)).clamp(1, MAX_SHARES);
+        let rows = shares as f64 * PROMPT_SHARE.as_secs_f64() / self.row_seconds;
         (rows as usize).max(PROMPT_ROWS)
     }
 
