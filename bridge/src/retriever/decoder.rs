@@ -101,7 +101,7 @@ impl Decoder {
         loop {
             // Whoever waits for a job holds the lock: the others have none to take either.
             let job = lock(&self.jobs).recv();
-            let Ok(job) = job else { return };
+            let Ok(mut job) = job else { return };
             if job.is_left() {
                 continue;
             }
@@ -110,7 +110,10 @@ impl Decoder {
                 continue;
             }
             let taken = self.room.take(job.request.pictures.len());
-            let decoded = match self.decode(&job) {
+            job.queued = None;
+            let decoded = self.decode(&job);
+            job.begin_to_wait();
+            let decoded = match decoded {
                 Ok((pictures, tokens)) => Decoded {
                     job,
                     pictures,

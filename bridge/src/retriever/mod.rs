@@ -29,7 +29,7 @@ use crate::cache::{Cache, ImageKey};
 use crate::event::{Event, FinishReason, Summary, Usage};
 use crate::matcher::{Abilities, Caption, Matcher};
 use crate::model::default_device;
-use crate::stages::Stages;
+use crate::stages::{Running, Stage, Stages};
 use crate::vision_worker::{Counters, MAX_BATCH, MAX_DECODERS, VisionActivity};
 use crate::{Error, Result};
 use decoder::{Decoder, Looked, Room};
@@ -171,9 +171,15 @@ struct Job {
     reply: Reply,
     deadline: Option<Instant>,
     waiting: Option<Waiting>,
+    /// The stretch in which it waits, for a decoder or for the model.
+    queued: Option<Running>,
 }
 
 impl Job {
+    fn begin_to_wait(&mut self) {
+        self.queued = Some(self.request.stages.begin(Stage::Queue));
+    }
+
     /// Whether nobody waits for it any more.
     fn is_left(&self) -> bool {
         match &self.reply {
@@ -396,12 +402,14 @@ impl Retriever {
     fn queue(&self, request: RetrievalRequest, reply: Reply) -> Result<()> {
         let jobs = self.jobs.as_ref().ok_or(Error::Stopped)?;
         let now = Instant::now();
-        let job = Job {
+        let mut job = Job {
             request,
             reply,
             deadline: self.options.queue_timeout.map(|timeout| now + timeout),
             waiting: Some(Waiting::new(&self.tally.waiting)),
+            queued: None,
         };
+        job.begin_to_wait();
         jobs.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => Error::QueueFull {
                 limit: self.options.queue,

@@ -85,7 +85,7 @@ impl Worker {
                 taken,
             } = decoded;
             all_taken.push(taken);
-            job.waiting = None;
+            (job.waiting, job.queued) = (None, None);
             if job.is_left() {
                 continue;
             }
