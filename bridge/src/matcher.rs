@@ -163,6 +163,21 @@ impl Matcher {
         }
     }
 
+    /// Tokens that a caption is written behind, beside the picture's rows: what the decoder begins
+    /// with, and the caption's beginning or the question.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn caption_prompt(&self, words: Option<&str>) -> Result<usize> {
+        let Some(words) = words else { return Ok(1) };
+        let tokens = self.heads.tokens(words)?.len();
+        Ok(match self.abilities().answers {
+            true => tokens + 1,
+            // [DEC] stands for [CLS], and the text goes on where it would end.
+            false => tokens.saturating_sub(1),
+        })
+    }
+
     /// Rows of features of a picture, and the width of each; none of a model that has no features.
     pub fn feature_shape(&self) -> Option<(usize, usize)> {
         let manifest = &self.manifest;

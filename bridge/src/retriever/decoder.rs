@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use candle_core::Tensor;
 
-use super::{Job, key_of};
+use super::{Job, Want, key_of};
 use crate::cache::{Cache, ImageKey, Kept};
 use crate::matcher::Matcher;
 use crate::stages::Stage;
@@ -146,8 +146,13 @@ impl Decoder {
         };
         let pictures = job.request.pictures.iter().map(picture);
         let pictures = pictures.collect::<Result<Vec<_>>>()?;
+        let texts = &job.request.texts;
+        if let Want::Caption(_) = job.request.want {
+            let words = texts.first().map(String::as_str);
+            return Ok((pictures, self.matcher.caption_prompt(words)?));
+        }
         let mut tokens = 0;
-        for text in &job.request.texts {
+        for text in texts {
             tokens += self.matcher.heads().tokens(text)?.len();
         }
         Ok((pictures, tokens))

@@ -112,10 +112,8 @@ impl Writer {
         };
         let caption = captions.pop().ok_or(bridge::Error::Stopped)?;
         let rows = self.matcher.picture_rows();
-        let words = words.map_or(Ok(1), |words| heads.tokens(words).map(|ids| ids.len()))?;
         let usage = Usage {
-            // What the decoder begins with stands behind the picture's rows.
-            prompt_tokens: rows + words,
+            prompt_tokens: rows + self.matcher.caption_prompt(words)?,
             image_tokens: rows,
             cached_tokens: 0,
             completion_tokens: caption.ids.len(),
