@@ -23,13 +23,13 @@ pub enum Error {
         dir: PathBuf,
     },
     /// A task needs a language model, and the bundle has none.
-    #[error("{}: no language model is here to answer with: this model matches pictures and texts (`qbridge match`, `qbridge embed`)", dir.display())]
+    #[error("{}: no language model is here to answer with: this model compares pictures and texts or captions pictures by itself (`qbridge match`, `qbridge embed`, `qbridge caption`)", dir.display())]
     NoLanguageModel {
         /// The bundle.
         dir: PathBuf,
     },
-    /// A task needs the heads of BLIP-2's first stage, and the bundle has none.
-    #[error("{}: no heads that match pictures and texts are here: make a bundle of Salesforce/blip2-itm-vit-g, or of LAVIS's blip2_pretrained.pth", dir.display())]
+    /// A task needs what compares pictures and texts, and the bundle has none.
+    #[error("{}: no heads that match pictures and texts are here: make a bundle of Salesforce/blip2-itm-vit-g, of LAVIS's blip2_pretrained.pth, of a CLIP or of a BLIP", dir.display())]
     NoHeads {
         /// The bundle.
         dir: PathBuf,
@@ -109,6 +109,14 @@ pub enum Error {
         /// The value and what it may be.
         reason: String,
     },
+    /// The request asks by a field of its own for what this model cannot do.
+    #[error("{field}: {reason}")]
+    Unsupported {
+        /// The field, as requests of OpenAI's API name it.
+        field: &'static str,
+        /// What can be asked for.
+        reason: String,
+    },
     /// The prompt has more rows than the context has room for.
     #[error(
         "the prompt has {n_prompt_tokens} tokens and the context holds {n_ctx}: shorten the question or raise the context size"
@@ -184,6 +192,9 @@ pub enum Error {
     /// A batch of pictures failed on the device; the log has the cause.
     #[error("the picture could not be encoded")]
     VisionFailed,
+    /// A batch of pictures and texts failed on the device; the log has the cause.
+    #[error("the pictures and texts could not be read")]
+    RetrievalFailed,
     /// A thread could not be started.
     #[error("could not start a thread: {0}")]
     Thread(#[source] std::io::Error),
@@ -219,6 +230,7 @@ impl Error {
             Error::QueueFull { .. } => ErrorKind::QueueFull,
             Error::QueueTimeout => ErrorKind::QueueTimeout,
             Error::InvalidRequest { .. }
+            | Error::Unsupported { .. }
             | Error::TooManyBeams { .. }
             | Error::TooManyChoices { .. }
             | Error::LogitBias { .. }
@@ -230,6 +242,8 @@ impl Error {
                 ErrorKind::ImageTooLarge
             }
             Error::Vision(qformer::Error::Image(_)) => ErrorKind::InvalidImage,
+            // Captions and texts that the model has no room for.
+            Error::Vision(qformer::Error::Text { .. }) => ErrorKind::InvalidRequest,
             Error::Io { .. }
             | Error::NotABundle { .. }
             | Error::NoLanguageModel { .. }
@@ -248,6 +262,7 @@ impl Error {
             | Error::NoEos
             | Error::Prompt(_)
             | Error::VisionFailed
+            | Error::RetrievalFailed
             | Error::Thread(_)
             | Error::Stopped => ErrorKind::Internal,
         }

@@ -46,11 +46,11 @@ impl PictureReader {
         self.preprocess(&self.decode(file)?)
     }
 
-    fn decode(&self, file: &[u8]) -> Result<RgbImage> {
+    pub fn decode(&self, file: &[u8]) -> Result<RgbImage> {
         Ok(decode(file, &self.limits)?)
     }
 
-    fn preprocess(&self, image: &RgbImage) -> Result<Tensor> {
+    pub fn preprocess(&self, image: &RgbImage) -> Result<Tensor> {
         let size = self.preprocessing.size;
         let pixels = self.preprocessing.pixels(image);
         Ok(Tensor::from_vec(pixels, (3, size, size), &self.device)?)
@@ -104,7 +104,7 @@ impl ImageEncoder {
     /// A tensor is missing or has another shape than the manifest says.
     pub fn from_bundle(bundle: &Bundle, products: Products, device: &Device) -> Result<Self> {
         let manifest = bundle.manifest();
-        if manifest.heads.is_some() {
+        if !manifest.has_language_model() {
             return Err(bundle.no_language_model());
         }
         Self::new(

@@ -3,9 +3,10 @@
 //!
 //! `bridge` knows nothing of HTTP or of the command line; both drive it through
 //! [`model::Model`], and bundles without a language model through
-//! [`matcher::Matcher`].
+//! [`matcher::Matcher`], or, for many who ask at once, [`retriever::Retriever`].
 
 pub mod bundle;
+mod cache;
 pub mod constraint;
 pub mod convert;
 pub mod engine;
@@ -20,6 +21,7 @@ pub mod model;
 pub mod plan;
 pub mod projection;
 mod prompt;
+pub mod retriever;
 pub mod stages;
 mod vision_worker;
 

@@ -1,25 +1,31 @@
-//! A bundle of BLIP-2's first stage at work: pictures and texts in one feature space, whether
-//! they match, and captions by the Q-Former itself. There is no language model.
+//! A bundle that compares pictures and texts at work: features in one space, whether a text is a
+//! picture's, and captions where there is a head for them. There is no language model.
+//!
+//! Bundles of BLIP-2's first stage, of CLIP and of BLIP are opened alike; [`Heads`] is what they
+//! have in common.
+
+mod heads;
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use qformer::checkpoint::{Compute, Products};
-use qformer::stage1::{CaptionOptions, Stage1, Stage1Config, contrastive};
+use qformer::image::RgbImage;
+use qformer::stage1::CaptionOptions;
 
+pub use self::heads::{Abilities, Caption, Heads};
 use crate::bundle::{Bundle, Manifest};
 use crate::image_encoder::PictureReader;
 use crate::{Error, Result};
 
-/// Texts that are matched with a picture in one batch: more gain little, and memory grows with
-/// them.
-const BATCH: usize = 32;
+/// Texts that are read in one batch: more gain little, and memory grows with them.
+pub(crate) const TEXT_BATCH: usize = 32;
 
-/// A loaded bundle with the heads of the first stage.
+/// A loaded bundle that compares pictures and texts.
 pub struct Matcher {
     manifest: Manifest,
     reader: PictureReader,
-    stage1: Stage1,
+    heads: Heads,
 }
 
 /// How well a text fits a picture.
@@ -46,30 +52,14 @@ impl Matcher {
     /// # Errors
     /// As [`Matcher::open`].
     pub fn from_bundle(bundle: &Bundle, products: Products, device: &Device) -> Result<Self> {
-        let manifest = bundle.manifest().clone();
-        let (Some(heads), Some(qformer), Some(tokenizer)) = (
-            &manifest.heads,
-            &manifest.qformer,
-            bundle.qformer_tokenizer(),
-        ) else {
-            return Err(Error::NoHeads {
-                dir: bundle.dir().to_owned(),
-            });
-        };
         let compute = Compute {
             products,
             ..Compute::on(device)
         };
-        let config = Stage1Config {
-            vision: &manifest.vision,
-            qformer,
-            heads,
-            num_query_tokens: manifest.num_query_tokens,
-        };
-        let stage1 = Stage1::load(bundle.checkpoint(), config, tokenizer.clone(), &compute)?;
+        let manifest = bundle.manifest().clone();
         Ok(Self {
+            heads: Heads::load(bundle, &compute)?,
             reader: PictureReader::new(manifest.preprocessing.clone(), device),
-            stage1,
             manifest,
         })
     }
@@ -80,38 +70,86 @@ impl Matcher {
     }
 
     /// The model itself, for features and captions.
-    pub fn stage1(&self) -> &Stage1 {
-        &self.stage1
+    pub fn heads(&self) -> &Heads {
+        &self.heads
     }
 
-    /// A picture file through the ViT: `[1, positions, vision width]`, which [`Stage1`] takes for
-    /// a picture.
+    /// The same, by the name that it had when BLIP-2's first stage was all that there was.
+    pub fn stage1(&self) -> &Heads {
+        &self.heads
+    }
+
+    /// What the model can do.
+    pub fn abilities(&self) -> Abilities {
+        self.heads.abilities()
+    }
+
+    /// A picture file as `[1, rows, width]`, which [`Heads`] takes for a picture.
     ///
     /// # Errors
     /// The bytes are no picture of a known kind, are damaged, or are over a limit.
     pub fn vision(&self, file: &[u8]) -> Result<Tensor> {
         let pixels = self.reader.pixels(file)?.unsqueeze(0)?;
-        Ok(self.stage1.vision(&pixels)?)
+        self.heads.vision(&pixels)
     }
 
-    /// How well each text fits the picture `vision` `[1, positions, vision width]`.
+    /// A picture file to RGB.
     ///
     /// # Errors
-    /// No text is given, or the device fails.
-    pub fn match_texts(&self, vision: &Tensor, texts: &[&str]) -> Result<Vec<Match>> {
-        let image = self.stage1.image_features(vision)?;
-        let mut matches = Vec::with_capacity(texts.len());
-        for texts in texts.chunks(BATCH) {
-            let similarities = contrastive(&image, &self.stage1.text_features(texts)?)?;
-            let similarities = similarities.flatten_all()?.to_vec1::<f32>()?;
-            let probabilities = self.stage1.match_probability(vision, texts)?;
-            let both = similarities.into_iter().zip(probabilities);
-            matches.extend(both.map(|(similarity, probability)| Match {
-                similarity,
-                probability,
-            }));
+    /// As [`Matcher::vision`].
+    pub fn decode(&self, file: &[u8]) -> Result<RgbImage> {
+        self.reader.decode(file)
+    }
+
+    /// A decoded picture as normalized pixels `[3, size, size]`, f32.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn preprocess(&self, image: &RgbImage) -> Result<Tensor> {
+        self.reader.preprocess(image)
+    }
+
+    /// How near each text is to the picture `vision` `[1, rows, width]`: the largest cosine of
+    /// their features (ITC), from -1 to 1.
+    ///
+    /// # Errors
+    /// No text is given, the model has no features, or the device fails.
+    pub fn similarities(&self, vision: &Tensor, texts: &[&str]) -> Result<Vec<f32>> {
+        let image = self.heads.image_features(vision)?;
+        let mut similarities = Vec::with_capacity(texts.len());
+        for texts in texts.chunks(TEXT_BATCH) {
+            let found = Heads::similarities(&image, &self.heads.text_features(texts)?)?;
+            similarities.extend(found.flatten_all()?.to_vec1::<f32>()?);
         }
-        Ok(matches)
+        Ok(similarities)
+    }
+
+    /// How well each text fits the picture `vision` `[1, rows, width]`.
+    ///
+    /// # Errors
+    /// No text is given, the model has no head that matches ([`Abilities::matches`]), or the
+    /// device fails.
+    pub fn match_texts(&self, vision: &Tensor, texts: &[&str]) -> Result<Vec<Match>> {
+        if !self.abilities().matches {
+            return Err(Error::InvalidRequest {
+                reason: format!(
+                    "{}: this {} tells how near a text is to a picture, not whether it is the picture's: that takes a head \
+                     for matching, as blip2-itm and blip-itm have",
+                    self.manifest.name, self.manifest.family
+                ),
+            });
+        }
+        let similarities = self.similarities(vision, texts)?;
+        let mut probabilities = Vec::with_capacity(texts.len());
+        for texts in texts.chunks(TEXT_BATCH) {
+            probabilities.extend(self.heads.match_probability(vision, texts)?);
+        }
+        let both = similarities.into_iter().zip(probabilities);
+        let found = both.map(|(similarity, probability)| Match {
+            similarity,
+            probability,
+        });
+        Ok(found.collect())
     }
 
     /// How captions are chosen where a request says nothing.
@@ -122,6 +160,43 @@ impl Matcher {
             min_tokens: generation.min_tokens,
             num_beams: generation.num_beams,
             length_penalty: generation.length_penalty,
+        }
+    }
+
+    /// Tokens that a caption is written behind, beside the picture's rows: what the decoder begins
+    /// with, and the caption's beginning or the question.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn caption_prompt(&self, words: Option<&str>) -> Result<usize> {
+        let Some(words) = words else { return Ok(1) };
+        let tokens = self.heads.tokens(words)?.len();
+        Ok(match self.abilities().answers {
+            true => tokens + 1,
+            // [DEC] stands for [CLS], and the text goes on where it would end.
+            false => tokens.saturating_sub(1),
+        })
+    }
+
+    /// Rows of features of a picture, and the width of each; none of a model that has no features.
+    pub fn feature_shape(&self) -> Option<(usize, usize)> {
+        let manifest = &self.manifest;
+        if !self.abilities().compares {
+            return None;
+        }
+        match (&manifest.heads, &manifest.clip, &manifest.blip) {
+            (Some(heads), ..) => Some((manifest.num_query_tokens, heads.image_text_hidden_size)),
+            (_, Some(clip), _) => Some((1, clip.projection_dim)),
+            (.., Some(blip)) => Some((1, blip.image_text_hidden_size)),
+            _ => None,
+        }
+    }
+
+    /// Rows of a picture that the model reads: learned queries, or the ViT's positions.
+    pub fn picture_rows(&self) -> usize {
+        match self.manifest.num_query_tokens {
+            0 => self.manifest.vision.positions(),
+            queries => queries,
         }
     }
 }

@@ -7,9 +7,7 @@
 //! through them.
 //!
 //! - `decoder`: from picture files to pixels
-//! - `cache`: what was seen in pictures before
 
-mod cache;
 mod decoder;
 
 use std::collections::HashMap;
@@ -21,13 +19,13 @@ use std::thread::JoinHandle;
 use candle_core::{DType, Tensor};
 use tokio::sync::mpsc::Sender;
 
+use crate::cache::{Cache, ImageKey, Kept};
 use crate::engine::{Engine, PromptPart, Sequence};
 use crate::event::Event;
 use crate::image_encoder::ImageEncoder;
 use crate::prompt::Piece;
 use crate::stages::{Running, Stage, Stages};
 use crate::{Error, Result};
-use cache::{Cache, Seen};
 use decoder::{Decoded, DecodedPicture, Decoder};
 
 /// Most pictures in one forward pass: beyond this a CPU gains nothing.
@@ -36,9 +34,24 @@ pub(crate) const MAX_BATCH: usize = 8;
 /// Rows of one picture, `queries x n_embd` floats.
 type SoftPrompt = Arc<[f32]>;
 
-/// Identity of a picture: SHA-256 of its encoded bytes. The model and its
-/// preprocessing are fixed for a worker's lifetime.
-type ImageKey = [u8; 32];
+/// Everything of a picture that does not depend on the question.
+#[derive(Clone)]
+enum Seen {
+    /// Where the Q-Former reads the picture alone.
+    SoftPrompt(SoftPrompt),
+    /// The ViT's output, `[patches + 1, vision width]`, where it also reads the
+    /// instruction.
+    Vision(Tensor),
+}
+
+impl Kept for Seen {
+    fn bytes(&self) -> usize {
+        match self {
+            Seen::SoftPrompt(rows) => size_of_val(&**rows),
+            Seen::Vision(vision) => vision.elem_count() * vision.dtype().size_in_bytes(),
+        }
+    }
+}
 
 /// A request whose pictures are still to be encoded.
 pub(crate) struct Job {
@@ -85,22 +98,38 @@ pub struct VisionActivity {
 
 /// Written by the vision thread alone.
 #[derive(Default)]
-struct Counters {
-    batches: AtomicU64,
-    pictures: AtomicU64,
-    readings: AtomicU64,
-    cache_hits: AtomicU64,
-    cache_misses: AtomicU64,
-    cache_evictions: AtomicU64,
-    cache_bytes: AtomicU64,
+pub(crate) struct Counters {
+    pub batches: AtomicU64,
+    pub pictures: AtomicU64,
+    pub readings: AtomicU64,
+    pub cache_hits: AtomicU64,
+    pub cache_misses: AtomicU64,
+    pub cache_evictions: AtomicU64,
+    pub cache_bytes: AtomicU64,
 }
 
-fn add(counter: &AtomicU64, number: usize) {
+impl Counters {
+    /// What was counted.
+    pub fn activity(&self) -> VisionActivity {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        VisionActivity {
+            batches: count(&self.batches),
+            pictures: count(&self.pictures),
+            readings: count(&self.readings),
+            cache_hits: count(&self.cache_hits),
+            cache_misses: count(&self.cache_misses),
+            cache_evictions: count(&self.cache_evictions),
+            cache_bytes: count(&self.cache_bytes),
+        }
+    }
+}
+
+pub(crate) fn add(counter: &AtomicU64, number: usize) {
     counter.fetch_add(number as u64, Ordering::Relaxed);
 }
 
 /// Threads that decode: with more, other parts are slower than they are.
-const MAX_DECODERS: usize = 8;
+pub(crate) const MAX_DECODERS: usize = 8;
 
 /// Handle of the threads; dropping it lets them finish and joins them.
 pub(crate) struct VisionWorker {
@@ -119,7 +148,7 @@ impl VisionWorker {
         queue: usize,
         cache_bytes: usize,
     ) -> Result<Self> {
-        let cache = Arc::new(Mutex::new(Cache::new(cache_bytes)));
+        let cache: Arc<Mutex<Cache<Seen>>> = Arc::new(Mutex::new(Cache::new(cache_bytes)));
         let counters = Arc::new(Counters::default());
         let (jobs, waiting) = sync_channel(queue);
         // As many as the ViT takes next, while it is at work.
@@ -159,16 +188,7 @@ impl VisionWorker {
 
     /// What the threads have done.
     pub fn activity(&self) -> VisionActivity {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        VisionActivity {
-            batches: count(&self.counters.batches),
-            pictures: count(&self.counters.pictures),
-            readings: count(&self.counters.readings),
-            cache_hits: count(&self.counters.cache_hits),
-            cache_misses: count(&self.counters.cache_misses),
-            cache_evictions: count(&self.counters.cache_evictions),
-            cache_bytes: count(&self.counters.cache_bytes),
-        }
+        self.counters.activity()
     }
 
     /// Queues a job.
@@ -196,7 +216,7 @@ impl Drop for VisionWorker {
 struct Worker {
     encoder: Arc<ImageEncoder>,
     engine: Arc<Engine>,
-    cache: Arc<Mutex<Cache>>,
+    cache: Arc<Mutex<Cache<Seen>>>,
     counters: Arc<Counters>,
 }
 
@@ -409,7 +429,7 @@ impl Worker {
 }
 
 /// What `work` gives; its time is a stretch of each of the requests.
-fn during<T>(requests: &[Stages], stage: Stage, work: impl FnOnce() -> T) -> T {
+pub(crate) fn during<T>(requests: &[Stages], stage: Stage, work: impl FnOnce() -> T) -> T {
     let _running: Vec<Running> = requests.iter().map(|stages| stages.begin(stage)).collect();
     work()
 }
@@ -421,6 +441,6 @@ fn fail(events: &Sender<Event>, error: Error) {
 }
 
 /// What is behind a lock; whoever held it when it panicked left nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

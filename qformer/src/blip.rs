@@ -28,6 +28,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Compute, Weights};
 use crate::features::normalized;
@@ -57,7 +58,8 @@ const TEXTS_AT_A_TIME: usize = 32;
 const CANDIDATES_AT_A_TIME: usize = 32;
 
 /// What a checkpoint is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Task {
     /// `BlipForConditionalGeneration`: [`Blip::caption`].
     Captioning,
@@ -138,6 +140,39 @@ struct Retrieval {
     itm_head: Linear,
 }
 
+/// A BLIP's checkpoint, its weights not read yet.
+#[derive(Debug)]
+pub struct BlipParts {
+    /// The sizes.
+    pub config: BlipConfig,
+    /// How pictures become pixels.
+    pub preprocessing: Preprocessing,
+    /// The tokenizer.
+    pub tokenizer: WordPiece,
+    /// The weights of one of [`Task`]'s classes.
+    pub checkpoint: Checkpoint,
+}
+
+impl BlipParts {
+    /// Opens a directory, as [`Blip::open`] takes it.
+    ///
+    /// # Errors
+    /// A file is missing or holds what is not done here.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let config = BlipConfig::read(dir)?;
+        let preprocessing = match Preprocessing::read(dir)? {
+            Some(preprocessing) => preprocessing,
+            None => Preprocessing::clip(config.vision_config.image_size),
+        };
+        Ok(Self {
+            tokenizer: WordPiece::open_dir(dir, &config.text_config)?,
+            checkpoint: Checkpoint::open(dir)?,
+            config,
+            preprocessing,
+        })
+    }
+}
+
 impl Blip {
     /// Reads a checkpoint directory: `config.json`, `preprocessor_config.json`, the tokenizer
     /// and the weights of one of [`Task`]'s classes.
@@ -145,14 +180,14 @@ impl Blip {
     /// # Errors
     /// A file is missing or holds what is not done here; or as [`Blip::load`]'s.
     pub fn open(dir: &Path, compute: &Compute) -> Result<Self> {
-        let config = BlipConfig::read(dir)?;
-        let preprocessing = match Preprocessing::read(dir)? {
-            Some(preprocessing) => preprocessing,
-            None => Preprocessing::clip(config.vision_config.image_size),
-        };
-        let tokenizer = WordPiece::open_dir(dir, &config.text_config)?;
-        let checkpoint = Checkpoint::open(dir)?;
-        Self::load(&checkpoint, config, preprocessing, tokenizer, compute)
+        let parts = BlipParts::open(dir)?;
+        Self::load(
+            &parts.checkpoint,
+            parts.config,
+            parts.preprocessing,
+            parts.tokenizer,
+            compute,
+        )
     }
 
     /// Loads the parts that `checkpoint` holds.

@@ -65,6 +65,53 @@ pub struct Clip {
     config: ClipConfig,
 }
 
+/// A CLIP's checkpoint, its weights not read yet.
+#[derive(Debug)]
+pub struct ClipParts {
+    /// The sizes.
+    pub config: ClipConfig,
+    /// How pictures become pixels.
+    pub preprocessing: Preprocessing,
+    /// The tokenizer.
+    pub tokenizer: ClipTokenizer,
+    /// The weights, under Hugging Face's names or open_clip's.
+    pub checkpoint: Checkpoint,
+}
+
+impl ClipParts {
+    /// Opens a directory, as [`Clip::open`] takes it.
+    ///
+    /// # Errors
+    /// A file is missing or holds what is not done here.
+    pub fn open(dir: &Path) -> Result<Self> {
+        if is_open_clip(dir) {
+            let (config, preprocessing) = open_clip::read_config(dir)?;
+            return Ok(Self {
+                tokenizer: ClipTokenizer::open_dir(dir, &config.text_config)?,
+                checkpoint: open_clip::open_checkpoint(dir)?,
+                config,
+                preprocessing,
+            });
+        }
+        let config = ClipConfig::read(dir)?;
+        let preprocessing = match Preprocessing::read(dir)? {
+            Some(preprocessing) => preprocessing,
+            None => Preprocessing::clip_cropped(config.vision_config.image_size),
+        };
+        Ok(Self {
+            tokenizer: ClipTokenizer::open_dir(dir, &config.text_config)?,
+            checkpoint: Checkpoint::open(dir)?,
+            config,
+            preprocessing,
+        })
+    }
+}
+
+/// Whether `dir` is a checkpoint of open_clip and not one of Hugging Face's too.
+pub fn is_open_clip(dir: &Path) -> bool {
+    open_clip::is_there(dir)
+}
+
 impl Clip {
     /// Reads a checkpoint directory of Hugging Face's `CLIPModel` (`config.json`,
     /// `preprocessor_config.json`, weights, `tokenizer.json` or `vocab.json` with `merges.txt`)
@@ -74,21 +121,14 @@ impl Clip {
     /// # Errors
     /// A file is missing or holds what is not done here; or as [`Clip::load`]'s.
     pub fn open(dir: &Path, compute: &Compute) -> Result<Self> {
-        let tokenizer = |config: &ClipConfig| ClipTokenizer::open_dir(dir, &config.text_config);
-        if open_clip::is_there(dir) {
-            let (config, preprocessing) = open_clip::read_config(dir)?;
-            let tokenizer = tokenizer(&config)?;
-            let checkpoint = open_clip::open_checkpoint(dir)?;
-            return Self::load(&checkpoint, config, preprocessing, tokenizer, compute);
-        }
-        let config = ClipConfig::read(dir)?;
-        let preprocessing = match Preprocessing::read(dir)? {
-            Some(preprocessing) => preprocessing,
-            None => Preprocessing::clip_cropped(config.vision_config.image_size),
-        };
-        let tokenizer = tokenizer(&config)?;
-        let checkpoint = Checkpoint::open(dir)?;
-        Self::load(&checkpoint, config, preprocessing, tokenizer, compute)
+        let parts = ClipParts::open(dir)?;
+        Self::load(
+            &parts.checkpoint,
+            parts.config,
+            parts.preprocessing,
+            parts.tokenizer,
+            compute,
+        )
     }
 
     /// Loads all weights, under Hugging Face's names or open_clip's.

@@ -319,6 +319,21 @@ impl Default for Blip2Config {
     }
 }
 
+/// The `model_type` of `dir/config.json`, where it says one.
+///
+/// # Errors
+/// The file is missing or is not a JSON object; each names the file.
+pub fn model_type(dir: &Path) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct File {
+        #[serde(default)]
+        model_type: Option<String>,
+    }
+    read_config(dir, |text| {
+        Ok(serde_json::from_str::<File>(text)?.model_type)
+    })
+}
+
 /// `dir/config.json`, by `parse`; what is wrong with it names the file.
 pub(crate) fn read_config<T>(dir: &Path, parse: impl FnOnce(&str) -> Result<T>) -> Result<T> {
     let path = dir.join(CONFIG_FILE);

@@ -13,7 +13,7 @@ use crate::backend::Activity;
 /// Each metric: whether it only grows, its name, what it says, and where it is.
 type Entry = (bool, &'static str, &'static str, fn(&Activity) -> u64);
 
-const METRICS: [Entry; 14] = [
+const METRICS: [Entry; 16] = [
     (false, "requests_running", "Requests that generate", |of| {
         of.engine.active as u64
     }),
@@ -82,6 +82,15 @@ const METRICS: [Entry; 14] = [
         "vision_cache_evictions",
         "Pictures dropped for others",
         |of| of.vision.cache_evictions,
+    ),
+    (true, "texts", "Texts whose features were computed", |of| {
+        of.texts
+    }),
+    (
+        true,
+        "pairs",
+        "Pairs of a picture and a text that a matching head read",
+        |of| of.pairs,
     ),
     (
         false,

@@ -23,7 +23,7 @@ use crate::request::{AnswerRequest, Kind, body_fields};
 use crate::response::{Choice, Head};
 use crate::stream;
 use crate::traces::{CLIENT_LEFT, RequestSpan};
-use crate::{App, Backend, Error, Result, ServeOptions};
+use crate::{Abilities, App, Backend, Error, Result, ServeOptions};
 
 /// An answer that is being generated. Dropping it cancels the generation and lets the next request in.
 pub(crate) struct Answer {
@@ -237,6 +237,7 @@ async fn answer<B: Backend>(
         drop(body);
         let asked_name = as_string(fields.required("model")?, "model")?;
         let (name, model) = parser.models.get(&asked_name)?;
+        check_kind(kind, name, model.abilities())?;
         let sampling = model.default_sampling();
         let syntax = model.call_syntax();
         let asked = AnswerRequest::parse(kind, fields, sampling, &syntax, &parser.options)?;
@@ -313,6 +314,24 @@ async fn answer<B: Backend>(
         return Ok(stream::respond(head, answer, first, calls, include_usage));
     }
     whole(&head, answer, first, calls).await
+}
+
+/// Refuses what a model of its kind does not do.
+fn check_kind(kind: Kind, name: &str, abilities: Abilities) -> Result<()> {
+    match kind {
+        Kind::Chat if !abilities.chats => Err(Error::wrong_model(
+            name,
+            "answers no messages",
+            "a bundle with a language model, a blip for captions or question answering, or a blip2-itm with its caption \
+             head",
+        )),
+        Kind::Text if !abilities.completes => Err(Error::wrong_model(
+            name,
+            "goes on with no text",
+            "a bundle with a language model",
+        )),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) async fn read_body(request: Request, options: &ServeOptions) -> Result<Bytes> {

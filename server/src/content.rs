@@ -19,7 +19,7 @@ pub(crate) fn messages(
     if list.is_empty() {
         return Err(Error::invalid("messages", "must have at least one message"));
     }
-    let mut images = Images::default();
+    let mut images = Images::new("messages", options.max_images);
     let mut messages = Vec::with_capacity(list.len());
     for (index, value) in list.into_iter().enumerate() {
         let path = format!("messages[{index}]");

@@ -90,6 +90,16 @@ pub enum Error {
         /// The names of the models served.
         served: String,
     },
+    /// The model is of a kind that does not do what is asked.
+    #[error("the model {model:?} {lacks}: that takes {needed}")]
+    WrongModel {
+        /// The model.
+        model: String,
+        /// What it does not do.
+        lacks: &'static str,
+        /// The kinds of models that do.
+        needed: &'static str,
+    },
     /// The model was unloaded.
     #[error("the model {model:?} is not loaded: load it (POST /models/load) first")]
     ModelNotLoaded {
@@ -203,6 +213,15 @@ impl Error {
         }
     }
 
+    /// A model of a kind that does not do what is asked, and the kinds that do.
+    pub(crate) fn wrong_model(model: &str, lacks: &'static str, needed: &'static str) -> Error {
+        Error::WrongModel {
+            model: model.to_owned(),
+            lacks,
+            needed,
+        }
+    }
+
     /// A picture that cannot be read.
     pub(crate) fn invalid_image(param: &str, reason: &str) -> Error {
         Error::InvalidImage {
@@ -266,6 +285,9 @@ impl Error {
                     ),
                 );
             }
+            bridge::Error::Unsupported { field, reason } => {
+                return Error::unsupported(*field, reason);
+            }
             bridge::Error::LogitBias { reason } => return Error::invalid("logit_bias", reason),
             bridge::Error::ToolSchema { tool, reason } => {
                 return Error::invalid(format!("tools[{tool}].function.parameters"), reason);
@@ -311,6 +333,7 @@ impl Error {
             Error::Unauthorized => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
             Error::UnknownHost => (StatusCode::FORBIDDEN, "unknown_host"),
             Error::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
+            Error::WrongModel { .. } => (StatusCode::BAD_REQUEST, "model_not_supported"),
             Error::ModelNotLoaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "model_not_loaded"),
             Error::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Error::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
@@ -342,7 +365,9 @@ impl Error {
             | Error::ImageTooLarge { param, .. }
             | Error::ImageFetch { param, .. }
             | Error::RemoteImage { param, .. } => Some(param),
-            Error::ModelNotFound { .. } | Error::ModelNotLoaded { .. } => Some("model"),
+            Error::ModelNotFound { .. }
+            | Error::ModelNotLoaded { .. }
+            | Error::WrongModel { .. } => Some("model"),
             Error::InvalidPrompt { param, .. } | Error::ContextLengthExceeded { param, .. } => {
                 Some(param)
             }

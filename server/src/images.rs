@@ -13,10 +13,13 @@ use crate::{Error, Result, ServeOptions, data_uri};
 const CONCURRENT: usize = 4;
 
 /// Pictures of a request, in its order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Images {
     sources: Vec<Source>,
     params: Vec<String>,
+    /// The field that holds them all.
+    root: &'static str,
+    most: usize,
 }
 
 /// Where a picture's bytes are.
@@ -27,6 +30,16 @@ enum Source {
 }
 
 impl Images {
+    /// None yet, and room for `most`, all of them in the field `root`.
+    pub(crate) fn new(root: &'static str, most: usize) -> Images {
+        Images {
+            sources: Vec::new(),
+            params: Vec::new(),
+            root,
+            most,
+        }
+    }
+
     /// Takes the picture at `url`, which stands at `param`; its index. Nothing is fetched yet.
     pub(crate) fn add(
         &mut self,
@@ -34,10 +47,10 @@ impl Images {
         param: String,
         options: &ServeOptions,
     ) -> Result<usize> {
-        if self.sources.len() == options.max_images {
+        if self.sources.len() == self.most {
             return Err(Error::invalid(
-                "messages",
-                format!("must not hold more than {} pictures", options.max_images),
+                self.root,
+                format!("must not hold more than {} pictures", self.most),
             ));
         }
         self.sources.push(source(url, &param, options)?);
@@ -49,7 +62,7 @@ impl Images {
     pub(crate) fn param(&self) -> String {
         match self.params.as_slice() {
             [only] => only.clone(),
-            _ => "messages".to_owned(),
+            _ => self.root.to_owned(),
         }
     }
 
@@ -66,6 +79,7 @@ impl Images {
     /// a body, so that what requests hold in memory stays bounded wherever their pictures are.
     pub(crate) async fn load(self, options: &ServeOptions) -> Result<Vec<Arc<[u8]>>> {
         let (each, together) = (options.max_image_bytes, options.max_body_bytes);
+        let root = self.root;
         let deadline = self.sources.iter().find_map(|source| match source {
             Source::Remote(fetcher, _) => Some(fetcher.deadline()),
             Source::Here(_) => None,
@@ -91,7 +105,7 @@ impl Images {
             length += file.len();
             if length > together {
                 return Err(Error::ImageTooLarge {
-                    param: "messages".to_owned(),
+                    param: root.to_owned(),
                     reason: format!("the pictures have more than {together} bytes together"),
                 });
             }

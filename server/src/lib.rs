@@ -1,4 +1,4 @@
-//! OpenAI-compatible chat over a qbridge model.
+//! OpenAI-compatible chat over a qbridge model, and features and scores over those that compare pictures and texts.
 //!
 //! Routes are listed in [`router`]'s source and in `docs/server.md`.
 //!
@@ -16,6 +16,7 @@ mod extract;
 pub mod fetch;
 mod fields;
 mod images;
+mod inputs;
 pub mod log;
 mod media;
 mod metrics;
@@ -26,6 +27,7 @@ mod origin;
 mod page;
 mod request;
 mod response;
+mod retrieval;
 mod schema;
 mod serve;
 mod stream;
@@ -51,7 +53,7 @@ use tower_http::request_id::{
 use tower_http::trace::TraceLayer;
 
 pub use auth::ApiKeys;
-pub use backend::{Activity, Backend, warm_up};
+pub use backend::{Abilities, Activity, Backend, Loaded, Retrieving, warm_up};
 pub use error::{Error, Result};
 pub use media::MediaDir;
 pub use models::Source;
@@ -136,6 +138,9 @@ fn routes<B: Backend>(app: Arc<App<B>>, local: bool) -> Router {
         .get(&openapi::MODEL, models::retrieve::<B>)
         .post(&openapi::CHAT, answer::chat::<B>)
         .post(&openapi::TEXT, answer::text::<B>)
+        .post(&openapi::EMBEDDINGS, retrieval::embeddings::<B>)
+        .post(&openapi::RERANK, retrieval::rerank::<B>)
+        .post(&openapi::SCORE, retrieval::score::<B>)
         .post(&openapi::TOKENIZE, tokens::tokenize::<B>)
         .post(&openapi::DETOKENIZE, tokens::detokenize::<B>)
         .post(&openapi::LOAD, models::load::<B>)

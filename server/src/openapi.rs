@@ -82,6 +82,33 @@ pub(crate) const TEXT: Operation = Operation {
     failures: OF_ANSWERS,
     ..GET
 };
+pub(crate) const EMBEDDINGS: Operation = Operation {
+    path: "/v1/embeddings",
+    id: "createEmbedding",
+    summary: "The features of texts and pictures, each of length 1",
+    request: Some(&crate::tables::EMBEDDINGS),
+    answers: &[(JSON, "EmbeddingList")],
+    failures: OF_ANSWERS,
+    ..GET
+};
+pub(crate) const RERANK: Operation = Operation {
+    path: "/v1/rerank",
+    id: "rerank",
+    summary: "Pictures in the order in which they fit a text, or texts a picture",
+    request: Some(&crate::tables::RERANK),
+    answers: &[(JSON, "Ranking")],
+    failures: OF_ANSWERS,
+    ..GET
+};
+pub(crate) const SCORE: Operation = Operation {
+    path: "/v1/score",
+    id: "score",
+    summary: "How well pictures and texts fit, pair by pair",
+    request: Some(&crate::tables::SCORE),
+    answers: &[(JSON, "ScoreList")],
+    failures: OF_ANSWERS,
+    ..GET
+};
 pub(crate) const TOKENIZE: Operation = Operation {
     path: "/tokenize",
     id: "tokenize",
@@ -259,7 +286,7 @@ impl<B: Send + Sync + 'static> Api<B> {
             "openapi": "3.1.0",
             "info": {
                 "title": "qbridge",
-                "description": "OpenAI's chat completions over pictures. Fields that are not described here are \
+                "description": "OpenAI's chat completions and embeddings over pictures. Fields that are not described here are \
                                 refused, unless they are null.",
                 "version": env!("CARGO_PKG_VERSION"),
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -390,6 +417,59 @@ fn answers() -> Map<String, Value> {
                 "accepted_prediction_tokens": count,
                 "rejected_prediction_tokens": count,
             })),
+        })),
+        "InputUsage": object(json!({
+            "prompt_tokens": count,
+            "total_tokens": count,
+            "prompt_tokens_details": object(json!({
+                "cached_tokens": count, "image_tokens": count, "audio_tokens": count,
+            })),
+        })),
+        "Vector": {"anyOf": [list(json!({"type": "number"})), string]},
+        "EmbeddingList": object(json!({
+            "object": constant("list"),
+            "data": list(json!({
+                "type": "object",
+                "required": ["object", "index"],
+                "properties": {
+                    "object": constant("embedding"),
+                    "index": count,
+                    "embedding": reference("Vector"),
+                    "embeddings": list(reference("Vector")),
+                },
+            })),
+            "model": string,
+            "usage": reference("InputUsage"),
+        })),
+        "Ranking": object(json!({
+            "id": string,
+            "model": string,
+            "usage": reference("InputUsage"),
+            "results": list(json!({
+                "type": "object",
+                "required": ["index", "relevance_score", "similarity", "probability"],
+                "properties": {
+                    "index": count,
+                    "relevance_score": {"type": "number"},
+                    "similarity": {"type": "number"},
+                    "probability": nullable(json!({"type": "number"})),
+                    "document": {"type": "object"},
+                },
+            })),
+        })),
+        "ScoreList": object(json!({
+            "id": string,
+            "object": constant("list"),
+            "created": count,
+            "model": string,
+            "data": list(object(json!({
+                "index": count,
+                "object": constant("score"),
+                "score": {"type": "number"},
+                "similarity": {"type": "number"},
+                "probability": nullable(json!({"type": "number"})),
+            }))),
+            "usage": reference("InputUsage"),
         })),
         "Logprobs": {"type": "object"},
         "Timings": object(timings.collect()),

@@ -133,7 +133,7 @@ impl AnswerRequest {
                 let (messages, images) = content::messages(prompt, syntax, options)?;
                 (vec![Prompt::Chat(messages)], images)
             }
-            Kind::Text => (text_prompts(prompt)?, Images::default()),
+            Kind::Text => (text_prompts(prompt)?, Images::new("prompt", 0)),
         };
         let calls = match (&tools, syntax) {
             (Some(tools), &Ok(syntax)) => Some(tools::reader(tools, syntax)),

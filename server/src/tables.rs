@@ -450,6 +450,131 @@ pub(crate) const IMAGE_URL: Object = Object {
     ]],
 };
 
+/// Most texts and pictures of a list: OpenAI's limit of embeddings.
+pub(crate) const MAX_INPUTS: usize = 2048;
+
+/// How many of the nearest documents the matching head reads where a request does not say (LAVIS, `k_test`).
+pub(crate) const MATCHED_BY_DEFAULT: usize = 128;
+
+const INPUT_FIELDS: &[Field] = &[
+    optional(
+        "type",
+        Choice(&["text", "image_url"]),
+        "Which of the two, where it is a content part.",
+    ),
+    optional("text", Text, "A text."),
+    optional(
+        "image_url",
+        Either(&[Of(&IMAGE_URL), IMAGE_ADDRESS]),
+        "A picture, as in messages.",
+    ),
+    optional("image", IMAGE_ADDRESS, "A picture by its bare address."),
+];
+
+/// A text or a picture that is compared
+pub(crate) const INPUT: Object = Object {
+    name: "Input",
+    about: "A text or a picture: one of text, image_url and image, or content for a list of them.",
+    fields: &[
+        INPUT_FIELDS,
+        &[optional(
+            "content",
+            List(&Of(&INPUT_PART), 1, MAX_INPUTS),
+            "Parts, each of which is a text or a picture of its own.",
+        )],
+    ],
+};
+
+/// One of its `content`
+pub(crate) const INPUT_PART: Object = Object {
+    name: "InputPart",
+    about: "A text or a picture: one of text, image_url and image.",
+    fields: &[INPUT_FIELDS],
+};
+
+const ONE_INPUT: Type = Either(&[Text, Of(&INPUT)]);
+const INPUTS: Type = Either(&[Text, Of(&INPUT), List(&ONE_INPUT, 1, MAX_INPUTS)]);
+
+const USER: Field = optional("user", Any, "Not looked at.");
+
+const ITM_TOP_K: Field = optional(
+    "itm_top_k",
+    Integer(0, MAX_INPUTS as i64),
+    "Pairs that the matching head (ITM) reads, the most similar ones (ITC): by default 128 in rerank and all in score; 0 leaves it at \
+     similarity. Only for models that have such a head.",
+);
+
+/// `POST /v1/embeddings`
+pub(crate) const EMBEDDINGS: Object = Object {
+    name: "EmbeddingsRequest",
+    about: "Texts and pictures whose features are asked for.",
+    fields: &[&[
+        MODEL,
+        required("input", INPUTS, "Each gives one embedding, in their order."),
+        optional(
+            "encoding_format",
+            Choice(&["float", "base64"]),
+            "Numbers, or the base64 of their bytes as little-endian f32; numbers by default.",
+        ),
+        optional(
+            "dimensions",
+            Integer(1, u32::MAX as i64),
+            "Only so many of the first values, brought back to length 1; at most those that the model has.",
+        ),
+        optional(
+            "return_multivector",
+            Boolean,
+            "Tell embeddings, a list of rows, in place of embedding: a blip2-itm's pictures have one for each query, whose mean \
+             direction is the embedding.",
+        ),
+        USER,
+    ]],
+};
+
+/// `POST /v1/rerank`
+pub(crate) const RERANK: Object = Object {
+    name: "RerankRequest",
+    about: "Pictures that are ordered by a text, or texts by a picture.",
+    fields: &[&[
+        MODEL,
+        required("query", ONE_INPUT, "A text or a picture."),
+        required(
+            "documents",
+            INPUTS,
+            "The others: pictures for a text, texts for a picture.",
+        ),
+        optional(
+            "top_n",
+            Integer(1, u32::MAX as i64),
+            "Only so many of the best.",
+        ),
+        optional(
+            "return_documents",
+            Boolean,
+            "Send the documents back too; false by default.",
+        ),
+        ITM_TOP_K,
+        USER,
+    ]],
+};
+
+/// `POST /v1/score`
+pub(crate) const SCORE: Object = Object {
+    name: "ScoreRequest",
+    about: "Pairs of a picture and a text.",
+    fields: &[&[
+        MODEL,
+        required(
+            "text_1",
+            INPUTS,
+            "One, for all of text_2, or as many as those.",
+        ),
+        required("text_2", INPUTS, "The other side of each pair."),
+        ITM_TOP_K,
+        USER,
+    ]],
+};
+
 const TOKENIZERS: &str = "Whose tokens; the first model's where none is given.";
 
 /// `POST /models/load` and `POST /models/unload`

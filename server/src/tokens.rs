@@ -63,10 +63,17 @@ async fn with_fields<B: Backend>(
     let answered = blocking(move || {
         let _permit = permit;
         let mut fields = body_fields(&body, table)?;
-        let (_, model) = match fields.string("model")? {
+        let (name, model) = match fields.string("model")? {
             Some(name) => app.models.get(&name)?,
             None => app.models.first()?,
         };
+        if !model.abilities().completes {
+            return Err(Error::wrong_model(
+                name,
+                "has no language model whose tokens could be told",
+                "a bundle with a language model",
+            ));
+        }
         answer(&model, fields)
     });
     answered.await.map(Json)

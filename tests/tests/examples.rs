@@ -160,6 +160,13 @@ fn prepare(dir: &Path) {
         "qformer_tokenizer",
     );
     link(golden("clip/openai"), "clip-vit-base-patch32");
+    link(golden("blip/captioning"), "blip-image-captioning-base");
+    for (source, name) in [
+        ("clip/openai", "clip"),
+        ("blip/captioning", "blip-captions"),
+    ] {
+        made(qbridge(["convert", "--out", name]).arg(golden(source)));
+    }
     for name in ["blip2-opt-2.7b", "my-blip2", "my-bridge"] {
         link(tiny("checkpoint"), name);
     }

@@ -179,10 +179,24 @@ fn a_checkpoint_of_transformers_equals_it() {
     let vision = Tensor::cat(&vision, 0).unwrap();
     let texts = texts(&golden);
     for (text, ids) in &texts {
-        assert_eq!(matcher.stage1().tokenizer().encode(text).unwrap(), *ids);
+        assert_eq!(
+            matcher
+                .heads()
+                .as_stage1()
+                .unwrap()
+                .tokenizer()
+                .encode(text)
+                .unwrap(),
+            *ids
+        );
     }
     let texts: Vec<&str> = texts.iter().map(|(text, _)| *text).collect();
-    equals_transformers("checkpoint", matcher.stage1(), &vision, &texts);
+    equals_transformers(
+        "checkpoint",
+        matcher.heads().as_stage1().unwrap(),
+        &vision,
+        &texts,
+    );
 
     // One picture and many texts share the picture's part.
     let expected = reference("checkpoint");
@@ -196,8 +210,12 @@ fn a_checkpoint_of_transformers_equals_it() {
             assert!((found.probability - second[i]).abs() < TOLERANCE);
         }
     }
-    assert!(!matcher.stage1().writes_captions());
-    let error = matcher.stage1().caption(&first, &CaptionOptions::default());
+    assert!(!matcher.heads().as_stage1().unwrap().writes_captions());
+    let error = matcher
+        .heads()
+        .as_stage1()
+        .unwrap()
+        .caption(&first, &CaptionOptions::default());
     let error = error.unwrap_err().to_string();
     assert!(error.contains("no head that writes captions"), "{error}");
 }
@@ -219,7 +237,7 @@ fn lavis_s_files_equal_transformers() {
     let texts = texts(&golden);
     for (name, n) in [("lavis", 20), ("vitL", 4)] {
         let matcher = Converted::lavis(name).matcher();
-        let model = matcher.stage1();
+        let model = matcher.heads().as_stage1().unwrap();
         let texts: Vec<&str> = texts[..n].iter().map(|(text, _)| *text).collect();
         let vision = lavis_vision(model, &golden, n);
         equals_transformers(name, model, &vision, &texts);
@@ -249,7 +267,7 @@ fn caption_options(setting: &Value) -> CaptionOptions {
 fn captions_equal_transformers_token_for_token() {
     let golden = golden_json();
     let matcher = Converted::lavis("lavis").matcher();
-    let model = matcher.stage1();
+    let model = matcher.heads().as_stage1().unwrap();
     let vision = lavis_vision(model, &golden, 20);
     let settings = golden["settings"].as_array().unwrap();
     assert_eq!(caption_options(&settings[0]), CaptionOptions::default());

@@ -9,7 +9,7 @@ use qformer::config::{HeadsConfig, QFormerConfig, VisionConfig};
 use qformer::preprocess::Preprocessing;
 use serde::{Deserialize, Serialize};
 
-use super::GenerationDefaults;
+use super::{BlipTexts, ClipTexts, GenerationDefaults};
 use crate::{Error, Result};
 
 /// The manifest's file name inside a bundle directory.
@@ -32,8 +32,14 @@ pub(crate) const MINIGPT4: &str = "minigpt4";
 /// language model.
 pub(crate) const BLIP2_ITM: &str = "blip2-itm";
 
+/// CLIP: two towers that end in one space of features.
+pub(crate) const CLIP: &str = "clip";
+
+/// BLIP: a ViT, and a BERT that matches, writes captions or answers.
+pub(crate) const BLIP: &str = "blip";
+
 /// The families of vision sides that are known.
-pub const FAMILIES: [&str; 4] = [BLIP2, INSTRUCT_BLIP, MINIGPT4, BLIP2_ITM];
+pub const FAMILIES: [&str; 6] = [BLIP2, INSTRUCT_BLIP, MINIGPT4, BLIP2_ITM, CLIP, BLIP];
 
 /// A manifest is small; anything larger is not one.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
@@ -49,7 +55,8 @@ pub struct Manifest {
     /// Family of the vision side, one of [`FAMILIES`].
     pub family: String,
     /// Query embeddings of a picture, which are the rows of its soft prompt; without a
-    /// Q-Former, its patches joined by four.
+    /// Q-Former, its patches joined by four. 0, and not written, for a CLIP or a BLIP.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub num_query_tokens: usize,
     /// The frozen ViT.
     pub vision: VisionConfig,
@@ -59,6 +66,12 @@ pub struct Manifest {
     /// The heads of a Q-Former of the first stage, which has no language model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heads: Option<HeadsConfig>,
+    /// The text side of a CLIP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<ClipTexts>,
+    /// The text side of a BLIP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blip: Option<BlipTexts>,
     /// How pictures become pixels.
     pub preprocessing: Preprocessing,
     /// How text and pictures are laid out in a language model's prompt.
@@ -96,7 +109,7 @@ pub struct Source {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Files {
-    /// `vision_model.*`.
+    /// `vision_model.*`; of a CLIP or a BLIP its projection too, and open_clip's `visual.*`.
     pub vision: FileEntry,
     /// `query_tokens` and `qformer.*`, where there is a Q-Former, with its heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,6 +117,12 @@ pub struct Files {
     /// The tokenizer of a Q-Former that reads text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qformer_tokenizer: Option<FileEntry>,
+    /// The text side of a CLIP or a BLIP, with its heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<FileEntry>,
+    /// Its tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<FileEntry>,
     /// `language_projection.*`, where there is a language model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub projection: Option<FileEntry>,
@@ -119,6 +138,8 @@ impl Files {
             ("vision", Some(&self.vision)),
             ("qformer", self.qformer.as_ref()),
             ("qformer_tokenizer", self.qformer_tokenizer.as_ref()),
+            ("text", self.text.as_ref()),
+            ("tokenizer", self.tokenizer.as_ref()),
             ("projection", self.projection.as_ref()),
             ("llm", self.llm.as_ref()),
         ]
@@ -180,6 +201,12 @@ impl Manifest {
         }
     }
 
+    /// Whether a language model answers; others compare pictures and texts, or write captions by
+    /// themselves.
+    pub fn has_language_model(&self) -> bool {
+        ![BLIP2_ITM, CLIP, BLIP].contains(&self.family.as_str())
+    }
+
     /// The manifest as TOML.
     ///
     /// # Errors
@@ -205,6 +232,8 @@ impl Manifest {
             return Err("a Q-Former needs both the table qformer and files.qformer".to_owned());
         }
         let has_heads = self.family == BLIP2_ITM;
+        let has_llm = self.has_language_model();
+        self.check_texts()?;
         let reads_text = has_heads || self.family == INSTRUCT_BLIP;
         if self.heads.is_some() != has_heads {
             return Err(format!(
@@ -217,18 +246,18 @@ impl Manifest {
             ("files.projection", self.files.projection.is_some()),
             ("files.llm", self.files.llm.is_some()),
         ] {
-            if is_there == has_heads {
+            if is_there != has_llm {
                 let family = &self.family;
-                return Err(match has_heads {
-                    true => format!(
+                return Err(match has_llm {
+                    false => format!(
                         "{field} does not go with family = {family:?}, which has no language model"
                     ),
-                    false => format!("{field} is missing, which the family {family:?} has"),
+                    true => format!("{field} is missing, which the family {family:?} has"),
                 });
             }
         }
         match &self.qformer {
-            None if self.family != MINIGPT4 => {
+            None if ![MINIGPT4, CLIP, BLIP].contains(&self.family.as_str()) => {
                 return Err(format!("the family {:?} has a Q-Former", self.family));
             }
             Some(qformer) if qformer.use_qformer_text_input != reads_text => {
@@ -263,4 +292,39 @@ impl Manifest {
         }
         Ok(())
     }
+
+    /// Whether the tables and files of a CLIP's or a BLIP's text side are there, and only there.
+    fn check_texts(&self) -> Result<(), String> {
+        let family = self.family.as_str();
+        let has_texts = [CLIP, BLIP].contains(&family);
+        for (field, is_there, belongs) in [
+            ("clip", self.clip.is_some(), family == CLIP),
+            ("blip", self.blip.is_some(), family == BLIP),
+            ("files.text", self.files.text.is_some(), has_texts),
+            ("files.tokenizer", self.files.tokenizer.is_some(), has_texts),
+            ("qformer", self.qformer.is_some() && has_texts, false),
+            (
+                "num_query_tokens",
+                self.num_query_tokens > 0 && has_texts,
+                false,
+            ),
+        ] {
+            match (is_there, belongs) {
+                (true, false) => {
+                    return Err(format!("{field} does not go with family = {family:?}"));
+                }
+                (false, true) => {
+                    return Err(format!(
+                        "{field} is missing, which the family {family:?} has"
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }

@@ -3,23 +3,26 @@
 //! `bundle.toml` says what is inside; `vision.safetensors`,
 //! `qformer.safetensors` and `projection.safetensors` keep the checkpoint's
 //! tensor names; a GGUF is the language model. A model of BLIP-2's first stage
-//! has heads in `qformer.safetensors` instead of the last two. Whatever does not
+//! has heads in `qformer.safetensors` instead of the last two; a CLIP or a BLIP has
+//! `vision.safetensors` and `text.safetensors`. Whatever does not
 //! fit together is refused when the bundle is opened, before weights are read.
 
 mod generation;
 mod manifest;
+mod texts;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use generation::GenerationDefaults;
-pub(crate) use manifest::{BLIP2, BLIP2_ITM, FORMAT, INSTRUCT_BLIP, MINIGPT4};
+pub(crate) use manifest::{BLIP, BLIP2, BLIP2_ITM, CLIP, FORMAT, INSTRUCT_BLIP, MINIGPT4};
 pub use manifest::{FAMILIES, FileEntry, Files, MANIFEST_FILE, Manifest, Source};
 use prompts::Layout;
 use qformer::checkpoint::Checkpoint;
 use qformer::{JOINED_PATCHES, WordPiece};
 use sha2::{Digest, Sha256};
+pub use texts::{BlipTexts, ClipTexts, TextTokenizer};
 
 use crate::language_model::GgufInfo;
 use crate::{Error, Result};
@@ -31,6 +34,7 @@ pub struct Bundle {
     manifest: Manifest,
     checkpoint: Checkpoint,
     qformer_tokenizer: Option<WordPiece>,
+    text_tokenizer: Option<TextTokenizer>,
     llm: Option<GgufInfo>,
 }
 
@@ -61,6 +65,7 @@ impl Bundle {
         let weights = [
             Some(&files.vision),
             files.qformer.as_ref(),
+            files.text.as_ref(),
             files.projection.as_ref(),
         ];
         let weights: Vec<PathBuf> = weights
@@ -82,11 +87,16 @@ impl Bundle {
             .zip(manifest.qformer.as_ref())
             .map(|(entry, qformer)| WordPiece::open(&dir.join(&entry.path), qformer))
             .transpose()?;
+        let text_tokenizer = match &files.tokenizer {
+            Some(entry) => TextTokenizer::open(&manifest, &dir.join(&entry.path))?,
+            None => None,
+        };
         Ok(Self {
             dir: dir.to_owned(),
             manifest,
             checkpoint,
             qformer_tokenizer,
+            text_tokenizer,
             llm,
         })
     }
@@ -109,6 +119,11 @@ impl Bundle {
     /// The tokenizer of a Q-Former that reads text.
     pub fn qformer_tokenizer(&self) -> Option<&WordPiece> {
         self.qformer_tokenizer.as_ref()
+    }
+
+    /// The tokenizer of a CLIP or a BLIP.
+    pub fn text_tokenizer(&self) -> Option<&TextTokenizer> {
+        self.text_tokenizer.as_ref()
     }
 
     /// What the GGUF's header says, where there is a language model.
@@ -217,7 +232,7 @@ pub(crate) fn check_fit(
                 format!("{MANIFEST_FILE} says {expected:?}"),
             );
         }
-    } else {
+    } else if manifest.has_language_model() {
         let rows = manifest.vision.grid() * manifest.vision.grid() / JOINED_PATCHES;
         if manifest.num_query_tokens != rows {
             return mismatch(
@@ -228,6 +243,7 @@ pub(crate) fn check_fit(
         }
     }
     check_heads(manifest, find)?;
+    texts::check(manifest, find)?;
     if let Some((llm, path)) = llm {
         check_llm(manifest, find, llm, path)?;
     }

@@ -13,7 +13,11 @@ use qformer::preprocess::Preprocessing;
 use qformer::stage1::CaptionOptions;
 use qformer::wordpiece::Cut;
 
-use crate::bundle::{BLIP2, BLIP2_ITM, GenerationDefaults, INSTRUCT_BLIP, MINIGPT4};
+use super::towers;
+use crate::bundle::{
+    BLIP2, BLIP2_ITM, BlipTexts, ClipTexts, GenerationDefaults, INSTRUCT_BLIP, MINIGPT4,
+    TextTokenizer,
+};
 use crate::image_encoder::{read_preprocessing, read_qformer_tokenizer};
 use crate::{Error, Result};
 
@@ -59,6 +63,12 @@ pub(super) struct Source {
     pub qformer_tokenizer: Option<WordPiece>,
     /// Of a Q-Former of the first stage, which has no language model.
     pub heads: Option<HeadsConfig>,
+    /// The text side of a CLIP.
+    pub clip: Option<ClipTexts>,
+    /// That of a BLIP.
+    pub blip: Option<BlipTexts>,
+    /// The tokenizer of either.
+    pub text_tokenizer: Option<TextTokenizer>,
     pub preprocessing: Preprocessing,
     /// The family's own; none without a language model.
     pub layout: Option<Layout>,
@@ -68,10 +78,10 @@ pub(super) struct Source {
     pub llm_type: Option<String>,
     /// The files and directories that were given.
     pub paths: Vec<PathBuf>,
-    tensors: Tensors,
+    pub tensors: Tensors,
 }
 
-enum Tensors {
+pub(super) enum Tensors {
     HuggingFace(Checkpoint),
     Lavis(Box<LavisModel>),
 }
@@ -110,6 +120,9 @@ impl Source {
     }
 
     fn hugging_face(dir: &Path, image_size: Option<usize>) -> Result<Self> {
+        if let Some(source) = towers::open(dir, image_size)? {
+            return Ok(source);
+        }
         let mut config = Blip2Config::read(dir)?;
         let tensors = Checkpoint::open(dir)?;
         let llm_type = config.text_config.model_type.as_deref();
@@ -150,6 +163,9 @@ impl Source {
             },
             llm_type: config.text_config.model_type,
             heads,
+            clip: None,
+            blip: None,
+            text_tokenizer: None,
             vision: config.vision_config,
             qformer: Some(config.qformer_config),
             paths: vec![dir.to_owned()],
@@ -206,6 +222,9 @@ impl Source {
             qformer: model.qformer().cloned(),
             qformer_tokenizer,
             heads,
+            clip: None,
+            blip: None,
+            text_tokenizer: None,
             preprocessing: Preprocessing::clip(model.vision().image_size),
             layout,
             generation,
@@ -250,6 +269,12 @@ impl Source {
             Tensors::HuggingFace(checkpoint) => checkpoint,
             Tensors::Lavis(model) => return Ok(model.weights()?),
         };
+        if self.text_tokenizer.is_some() {
+            let used = checkpoint
+                .iter()
+                .filter(|tensor| towers::is_used(tensor.name));
+            return Ok(used.map(Weight::from).collect());
+        }
         checkpoint
             .iter()
             .filter(|tensor| {

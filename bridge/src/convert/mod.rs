@@ -11,6 +11,7 @@ mod lora;
 mod pair;
 mod source;
 mod staging;
+mod towers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub use self::llm::LlmQuant;
 use self::pair::check_pair;
 pub use self::source::{TensorInfo, TensorSource};
 use self::staging::Staging;
+pub use self::towers::without_language_model;
 use crate::bundle::{self, Bundle, FileEntry, Files, MANIFEST_FILE, Manifest, check_fit};
 use crate::{Error, Result};
 
@@ -102,7 +104,7 @@ impl Conversion {
     /// Plans the bundle `out` of the checkpoint `sources` and a language model:
     /// the GGUF `llm`, or, with `options.llm_quant`, what becomes one: the
     /// directory `llm`, or the checkpoint's own. A checkpoint of BLIP-2's first
-    /// stage takes none. Reads headers alone and writes nothing.
+    /// stage, a CLIP and a BLIP take none. Reads headers alone and writes nothing.
     ///
     /// # Errors
     /// `out` exists, an input cannot be read, or the parts do not fit together.
@@ -122,9 +124,9 @@ impl Conversion {
         if let Some(origin) = &options.origin {
             source.name.clone_from(&origin.model);
         }
-        let llm = match source.heads {
-            Some(_) => {
-                check_no_llm(&source.name, llm, &options)?;
+        let llm = match towers::name_of(&source) {
+            Some(what) => {
+                check_no_llm(&source.name, what, llm, &options)?;
                 None
             }
             None => Some(LlmSource::open(llm, options.llm_quant, &source)?),
@@ -149,6 +151,8 @@ impl Conversion {
             qformer: source.qformer.clone(),
             preprocessing: source.preprocessing.clone(),
             heads: source.heads.clone(),
+            clip: source.clip.clone(),
+            blip: source.blip.clone(),
             prompt: options.layout.or_else(|| source.layout.clone()),
             generation: source.generation.clone(),
             source: bundle::Source {
@@ -168,6 +172,14 @@ impl Conversion {
                     .qformer_tokenizer
                     .as_ref()
                     .map(|_| file("qformer_tokenizer.json")),
+                text: source
+                    .text_tokenizer
+                    .as_ref()
+                    .map(|_| file("text.safetensors")),
+                tokenizer: source
+                    .text_tokenizer
+                    .as_ref()
+                    .map(|_| file("tokenizer.json")),
                 projection: llm.as_ref().map(|_| file("projection.safetensors")),
                 llm: llm.as_ref().map(|_| file("llm.gguf")),
             },
@@ -185,7 +197,9 @@ impl Conversion {
                     })
                 })
         };
-        find("vision_model.post_layernorm.weight")?;
+        if find("visual.ln_post.weight").is_err() {
+            find("vision_model.post_layernorm.weight")?;
+        }
         check_fit(&manifest, &find, info)?;
         // Weights are told as they are written, the language model as it is
         // read, and everything again as it is hashed.
@@ -221,9 +235,14 @@ impl Conversion {
         let mut staging = Staging::open(&self.out, self.inputs()?)?;
         let weights = self.source.weights()?;
         let files = &mut self.manifest.files;
+        let vision_part = match files.text {
+            Some(_) => &towers::VISION_PART[..],
+            None => &["vision_model."][..],
+        };
         let parts = [
-            (Some(&mut files.vision), &["vision_model."][..]),
+            (Some(&mut files.vision), vision_part),
             (files.qformer.as_mut(), &QFORMER_PART),
+            (files.text.as_mut(), &towers::TEXT_PART),
             (files.projection.as_mut(), &["language_projection."]),
         ];
         for (entry, prefixes) in parts {
@@ -248,6 +267,10 @@ impl Conversion {
             (&mut files.qformer_tokenizer, &self.source.qformer_tokenizer)
         {
             *entry = staging.part(&entry.path, progress, |path| Ok(tokenizer.save(path)?))?;
+        }
+        if let (Some(entry), Some(tokenizer)) = (&mut files.tokenizer, &self.source.text_tokenizer)
+        {
+            *entry = staging.part(&entry.path, progress, |path| tokenizer.save(path))?;
         }
         if let (Some(entry), Some(llm)) = (&mut files.llm, &self.llm) {
             *entry = staging.part(&entry.path, progress, |path| {
@@ -308,11 +331,17 @@ impl Conversion {
     }
 }
 
-/// Refuses what concerns a language model, for a model `name` of BLIP-2's first stage.
+/// Refuses what concerns a language model, for a model `name` that has none: `what` it is, as
+/// [`without_language_model`] says.
 ///
 /// # Errors
 /// [`Error::Convert`] says what to leave out.
-pub fn check_no_llm(name: &str, llm: Option<&Path>, options: &ConvertOptions) -> Result<()> {
+pub fn check_no_llm(
+    name: &str,
+    what: &str,
+    llm: Option<&Path>,
+    options: &ConvertOptions,
+) -> Result<()> {
     let given = [
         ("--llm", llm.is_some()),
         ("--llm-quant", options.llm_quant.is_some()),
@@ -322,9 +351,7 @@ pub fn check_no_llm(name: &str, llm: Option<&Path>, options: &ConvertOptions) ->
         None => Ok(()),
         Some((flag, _)) => Err(Error::Convert {
             path: PathBuf::from(name),
-            reason: format!(
-                "a Q-Former with the heads of the first stage, which has no language model; leave out {flag}"
-            ),
+            reason: format!("{what}, which has no language model; leave out {flag}"),
         }),
     }
 }

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 
-use super::cache::{Cache, Seen};
-use super::{ImageKey, Job, fail, lock};
+use super::{Job, Seen, fail, lock};
 use crate::Result;
+use crate::cache::{Cache, ImageKey};
 use crate::image_encoder::ImageEncoder;
 use crate::stages::{Stage, Stages};
 
@@ -32,7 +32,7 @@ pub(super) struct Decoder {
     pub(super) jobs: Arc<Mutex<Receiver<Job>>>,
     pub(super) decoded: SyncSender<Decoded>,
     pub(super) encoder: Arc<ImageEncoder>,
-    pub(super) cache: Arc<Mutex<Cache>>,
+    pub(super) cache: Arc<Mutex<Cache<Seen>>>,
 }
 
 impl Decoder {

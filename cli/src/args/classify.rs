@@ -19,7 +19,7 @@ Examples:
   printf 'cat\\ndog\\n' | qbridge classify clip-vit-base-patch32 cat.png --labels - --top 1"
 )]
 pub struct ClassifyArgs {
-    /// Directory of a CLIP, as Hugging Face or open_clip has it
+    /// Bundle of a CLIP, or its directory as Hugging Face or open_clip has it
     pub checkpoint: PathBuf,
     /// Picture files, or - for standard input
     #[arg(required = true, value_name = "IMAGE")]

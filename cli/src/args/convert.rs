@@ -58,6 +58,8 @@ Examples:
   qbridge convert instructblip-vicuna-7b/ --llm vicuna-7b-v1.1.Q4_K_M.gguf --out instructblip
   qbridge convert blip2_pretrained_flant5xl.pth eva_vit_g.pth --llm flan-t5-xl/ --out blip2-t5
   qbridge convert Salesforce/blip2-itm-vit-g --out blip2-itm
+  qbridge convert clip-vit-base-patch32/ --out clip
+  qbridge convert blip-image-captioning-base/ --out blip-captions
   qbridge convert blip2_pretrained.pth eva_vit_g.pth --qformer-tokenizer vocab.txt --out blip2-stage1
   qbridge convert prerained_minigpt4_7b.pth blip2_pretrained_flant5xxl.pth eva_vit_g.pth \\
       --llm vicuna-7b-v0.gguf --out minigpt4"

@@ -86,7 +86,7 @@ pub enum Command {
     Bundle(BundleArgs),
     /// Print what a bundle holds
     Inspect(InspectArgs),
-    /// Serve a bundle over OpenAI's chat completions API
+    /// Serve bundles over OpenAI's chat completions and embeddings API
     Serve(ServeArgs),
     /// Tell what this machine can do, what is missing, and what fits into its memory
     Doctor(DoctorArgs),

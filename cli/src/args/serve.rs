@@ -21,6 +21,7 @@ fn parse_alias(text: &str) -> Result<(String, String), String> {
 Examples:
   qbridge serve demo
   qbridge serve demo blip2=/srv/bundles/blip2-opt --alias gpt-4o-mini=blip2
+  qbridge serve demo clip captions=blip-captions
   qbridge serve --config serve.toml
   qbridge serve demo --no-ui
   qbridge serve demo --host 0.0.0.0 --port 9000 --slots 8 --api-key-file keys.txt

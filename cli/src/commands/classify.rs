@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use bridge::bundle::MANIFEST_FILE;
+use bridge::matcher::Matcher;
 use bridge::model::default_device;
 use qformer::checkpoint::Compute;
 use qformer::clip::{Clip, IMAGENET_TEMPLATES};
@@ -45,7 +47,8 @@ pub fn run(args: &ClassifyArgs) -> Result<ExitCode> {
         products: args.vision.into(),
         ..Compute::on(&default_device()?)
     };
-    let clip = Clip::open(&args.checkpoint, &compute)?;
+    let clip = Opened::open(&args.checkpoint, &compute)?;
+    let clip = clip.clip(&args.checkpoint)?;
     let classes = match args.templates.is_empty() {
         true => clip.class_features(&labels, &IMAGENET_TEMPLATES)?,
         false => clip.class_features(&labels, &args.templates)?,
@@ -74,6 +77,38 @@ pub fn run(args: &ClassifyArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A CLIP, in a bundle or a checkpoint.
+enum Opened {
+    Bundle(Box<Matcher>),
+    Checkpoint(Box<Clip>),
+}
+
+impl Opened {
+    fn open(dir: &Path, compute: &Compute) -> bridge::Result<Self> {
+        Ok(match dir.join(MANIFEST_FILE).exists() {
+            true => {
+                let matcher = Matcher::open(dir, compute.products, &compute.device)?;
+                Self::Bundle(Box::new(matcher))
+            }
+            false => Self::Checkpoint(Box::new(Clip::open(dir, compute)?)),
+        })
+    }
+
+    fn clip(&self, dir: &Path) -> Result<&Clip> {
+        match self {
+            Self::Checkpoint(clip) => Ok(clip),
+            Self::Bundle(matcher) => matcher.heads().as_clip().with_context(|| {
+                format!(
+                    "{}: this is a {}: labels are weighed at the temperature that a CLIP was trained with, and no other \
+                     bundle has one; `qbridge match` compares a picture with texts",
+                    dir.display(),
+                    matcher.manifest().family
+                )
+            }),
+        }
+    }
 }
 
 fn print_table(classified: &Classified, is_first: bool) -> std::io::Result<()> {

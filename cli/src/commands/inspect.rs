@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bridge::bundle::Bundle;
+use qformer::blip::Task;
 
 use crate::args::InspectArgs;
 use crate::progress;
@@ -44,6 +45,7 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
                 )?;
             }
         }
+        None if !manifest.has_language_model() => {}
         None => writeln!(
             out,
             "  Q-Former    none: {} rows of joined patches",
@@ -57,6 +59,44 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
             "  heads       {} features of pictures and texts, matching{captions}",
             heads.image_text_hidden_size
         )?;
+    }
+    if let Some(clip) = &manifest.clip {
+        let text = &clip.text;
+        writeln!(
+            out,
+            "  text        {} layers, {} wide, {} heads, {} tokens of {} at most",
+            text.num_hidden_layers,
+            text.hidden_size,
+            text.num_attention_heads,
+            text.max_position_embeddings,
+            text.vocab_size
+        )?;
+        writeln!(
+            out,
+            "  heads       {} features of pictures and texts",
+            clip.projection_dim
+        )?;
+    }
+    if let Some(blip) = &manifest.blip {
+        let text = &blip.text;
+        writeln!(
+            out,
+            "  text        {} layers, {} wide, {} heads, {} tokens of {} at most",
+            text.num_hidden_layers,
+            text.hidden_size,
+            text.num_attention_heads,
+            text.max_position_embeddings,
+            text.vocab_size
+        )?;
+        let heads = match blip.task {
+            Task::Captioning => "captions".to_owned(),
+            Task::QuestionAnswering => "answers to questions".to_owned(),
+            Task::Retrieval => format!(
+                "{} features of pictures and texts, matching",
+                blip.image_text_hidden_size
+            ),
+        };
+        writeln!(out, "  heads       {heads}")?;
     }
     if let Some(llm) = bundle.llm() {
         writeln!(

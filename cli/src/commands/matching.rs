@@ -20,7 +20,8 @@ use crate::progress;
 struct Matched<'a> {
     text: &'a str,
     similarity: f32,
-    probability: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probability: Option<f32>,
 }
 
 /// What `embed` prints.
@@ -44,27 +45,41 @@ pub fn run_match(args: &MatchArgs) -> Result<ExitCode> {
     let matcher = open(&args.bundle, args.vision)?;
     let vision = vision(&matcher, &args.image, &file)?;
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let matches = matcher.match_texts(&vision, &texts)?;
+    let matches: Vec<(f32, Option<f32>)> = match matcher.abilities().matches {
+        true => {
+            let matches = matcher.match_texts(&vision, &texts)?.into_iter();
+            let both = matches.map(|found| (found.similarity, Some(found.probability)));
+            both.collect()
+        }
+        // A CLIP has no head that would say more.
+        false => {
+            let similarities = matcher.similarities(&vision, &texts)?.into_iter();
+            similarities.map(|similarity| (similarity, None)).collect()
+        }
+    };
     let mut out = std::io::stdout().lock();
     if !args.json {
-        writeln!(out, "similarity  probability  text")?;
+        let probability = match matcher.abilities().matches {
+            true => "probability  ",
+            false => "",
+        };
+        writeln!(out, "similarity  {probability}text")?;
     }
-    for (text, found) in texts.into_iter().zip(matches) {
+    for (text, (similarity, probability)) in texts.into_iter().zip(matches) {
         let matched = Matched {
             text,
-            similarity: found.similarity,
-            probability: found.probability,
+            similarity,
+            probability,
         };
-        match args.json {
-            true => {
+        match (args.json, probability) {
+            (true, _) => {
                 serde_json::to_writer(&mut out, &matched).map_err(std::io::Error::from)?;
                 writeln!(out)?;
             }
-            false => writeln!(
-                out,
-                "{:10.4}  {:11.4}  {text}",
-                matched.similarity, matched.probability
-            )?,
+            (false, Some(probability)) => {
+                writeln!(out, "{similarity:10.4}  {probability:11.4}  {text}")?;
+            }
+            (false, None) => writeln!(out, "{similarity:10.4}  {text}")?,
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -75,14 +90,14 @@ pub fn run_embed(args: &EmbedArgs) -> Result<ExitCode> {
     let matcher = open(&args.bundle, args.vision)?;
     for image in &args.images {
         let vision = vision(&matcher, image, &read_image(image)?)?;
-        let features = matcher.stage1().image_features(&vision)?;
+        let features = matcher.heads().image_features(&vision)?;
         print_json(&Embedded::Image {
             image,
             features: rows(&features.squeeze(0)?)?,
         })?;
     }
     for text in &args.texts {
-        let features = matcher.stage1().text_features(&[text])?;
+        let features = matcher.heads().text_features(&[text])?;
         let features = rows(&features)?.into_iter().flatten().collect();
         print_json(&Embedded::Text { text, features })?;
     }

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use bridge::convert::{CHECKPOINT_FILES, Conversion, Origin, check_no_llm, is_vision_side};
+use bridge::convert::{
+    CHECKPOINT_FILES, Conversion, Origin, check_no_llm, is_vision_side, without_language_model,
+};
 use hub::{Cache, Client, ClientOptions, ModelName, Tensors, Token};
-use qformer::config::Blip2Config;
 
 use super::convert::{conversion_options, convert};
 use crate::args::{ConversionArgs, HubArgs, PullArgs};
@@ -47,8 +48,13 @@ pub fn pull(
         })),
     };
     let snapshot = cache.snapshot(client.as_ref(), model, &hub.revision, &CHECKPOINT_FILES)?;
-    if Blip2Config::read(snapshot.dir())?.is_retrieval() {
-        check_no_llm(&model.to_string(), conversion.llm.as_deref(), &options)?;
+    if let Some(what) = without_language_model(snapshot.dir())? {
+        check_no_llm(
+            &model.to_string(),
+            what,
+            conversion.llm.as_deref(),
+            &options,
+        )?;
     }
     let weights = snapshot.weights(match conversion.llm {
         None => Tensors::All,

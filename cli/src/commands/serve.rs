@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bridge::bundle::Manifest;
-use bridge::model::{Model, ModelOptions};
+use bridge::model::ModelOptions;
 use server::fetch::{FetchOptions, Fetcher, UrlPolicy};
-use server::{ApiKeys, MediaDir, ServeOptions, Source, Tls, Traces};
+use server::{ApiKeys, Loaded, MediaDir, ServeOptions, Source, Tls, Traces};
 
 use super::model_options;
 use crate::args::ServeArgs;
@@ -51,7 +51,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
 }
 
 /// The bundles, each with its name.
-fn models(args: &ServeArgs) -> Result<Vec<(String, Source<Model>)>> {
+fn models(args: &ServeArgs) -> Result<Vec<(String, Source<Loaded>)>> {
     let options = ModelOptions {
         queue: usize::from(args.queue),
         prefix_cache: !args.no_prefix_cache,
@@ -71,11 +71,7 @@ fn models(args: &ServeArgs) -> Result<Vec<(String, Source<Model>)>> {
             None => Manifest::read(&dir)?.name,
         };
         let options = options.clone();
-        let load = move || {
-            let model = Model::open(&dir, &options)?;
-            server::warm_up(&model)?;
-            Ok(model)
-        };
+        let load = move || Loaded::open(&dir, &options);
         Ok((name.clone(), Source::new(name, load)))
     };
     args.bundles.iter().map(source).collect()

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::config::{Activation, VisionConfig, epsilon, heads, read_config, size, value};
@@ -23,7 +23,7 @@ pub struct BlipConfig {
 }
 
 /// `BlipTextConfig`: BERT with cross-attention in every layer.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BlipTextConfig {
     /// Rows of the word embeddings, `[DEC]` and `[ENC]` included.
@@ -167,7 +167,11 @@ impl BlipConfig {
         Ok(config)
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Checks that the sizes describe a model.
+    ///
+    /// # Errors
+    /// [`crate::Error::ConfigValue`] names the first field that does not.
+    pub fn validate(&self) -> Result<()> {
         self.vision_config.validate()?;
         let text = &self.text_config;
         size("image_text_hidden_size", self.image_text_hidden_size)?;

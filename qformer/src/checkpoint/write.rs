@@ -48,7 +48,7 @@ const INT8_MAX: f32 = 127.0;
 
 /// Whether a tensor is the matrix of a linear layer, and no table of embeddings.
 pub(super) fn is_linear(name: &str, shape: &[usize]) -> bool {
-    shape.len() == 2 && name.ends_with(".weight") && !name.contains("embeddings")
+    shape.len() == 2 && name.ends_with(".weight") && !name.contains("embedding")
 }
 
 /// A tensor to be written.
@@ -134,6 +134,8 @@ impl Weight<'_> {
         }
         match weight_type {
             None => Ok(self.stored_dtype()),
+            // CLIP's temperature: a logarithm, whose rounding would change all probabilities.
+            _ if self.shape.is_empty() => Ok(Dtype::F32),
             Some(WeightType::Int8) if self.is_linear() => Ok(Dtype::I8),
             Some(WeightType::F16 | WeightType::Int8) if largest > f16::MAX.to_f32() => {
                 Ok(Dtype::F32)
@@ -280,7 +282,8 @@ pub fn write_weights(
     }
     let mut kept = Vec::new();
     for (weight, dtype) in typed {
-        if dtype == Dtype::F32 && weight_type.is_some_and(|asked| asked.dtype() == Dtype::F16) {
+        let asked = weight_type.map(WeightType::dtype);
+        if dtype == Dtype::F32 && asked == Some(Dtype::F16) && !weight.shape.is_empty() {
             kept.push(weight.name.clone());
         }
         let bytes = match &weight.values {

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::config::{Activation, VisionConfig, epsilon, heads, read_config, size, value};
@@ -22,7 +22,7 @@ pub struct ClipConfig {
 }
 
 /// `CLIPTextConfig`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClipTextConfig {
     /// Rows of the token embeddings.
@@ -170,7 +170,7 @@ impl ClipConfig {
     ///
     /// # Errors
     /// [`crate::Error::ConfigValue`] names the first field that does not.
-    pub(super) fn validate(&self) -> Result<()> {
+    pub fn validate(&self) -> Result<()> {
         self.vision_config.validate()?;
         let text = &self.text_config;
         size("projection_dim", self.projection_dim)?;

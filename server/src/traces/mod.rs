@@ -318,6 +318,24 @@ impl RequestSpan {
         stages.extend(requests.iter().map(|request| request.stages.clone()));
     }
 
+    /// What is compared, by which model: `field` is the one that holds it.
+    pub(crate) fn retrieves(&self, field: &str, asked: &str, name: &str, stages: &Stages) {
+        let Some(open) = &self.0 else { return };
+        let operation = match field {
+            "input" => "embeddings",
+            "documents" => "rerank",
+            _ => "score",
+        };
+        open.context.span().set_attributes([
+            KeyValue::new("gen_ai.operation.name", operation),
+            KeyValue::new("gen_ai.provider.name", SERVICE_NAME),
+            KeyValue::new("gen_ai.request.model", asked.to_owned()),
+            KeyValue::new("gen_ai.response.model", name.to_owned()),
+        ]);
+        let mut all = open.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(stages.clone());
+    }
+
     /// All choices are complete.
     pub(crate) fn answered(&self, usage: Usage, reasons: &[FinishReason]) {
         let Some(open) = &self.0 else { return };

@@ -12,11 +12,13 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use bridge::engine::Sampling;
 use bridge::event::{Event, FinishReason, Summary, Timings, Usage};
 use bridge::model;
+use bridge::retriever::{Found, RetrievalRequest, Retrieved, Score, Want};
 use http_body_util::BodyExt;
 use prompts::CallSyntax;
 use serde_json::{Value, json};
-use server::{Activity, Backend, ServeOptions, Source};
+use server::{Abilities, Activity, Backend, Retrieving, ServeOptions, Source};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::oneshot;
 use tower::ServiceExt;
 
 type Submit = dyn Fn(model::Request) -> bridge::Result<Receiver<Event>> + Send + Sync;
@@ -25,12 +27,31 @@ type Submit = dyn Fn(model::Request) -> bridge::Result<Receiver<Event>> + Send +
 pub struct Fake {
     submit: Box<Submit>,
     call_syntax: prompts::Result<CallSyntax>,
+    abilities: Abilities,
+    retrieve: Box<Retrieve>,
 }
+
+type Retrieve = dyn Fn(RetrievalRequest) -> bridge::Result<Retrieving> + Send + Sync;
 
 impl Fake {
     /// A model that calls no functions, and why not.
     pub fn without_tools(mut self, why: prompts::Error) -> Fake {
         self.call_syntax = Err(why);
+        self
+    }
+
+    /// A model that can do less.
+    pub fn with_abilities(mut self, abilities: Abilities) -> Fake {
+        self.abilities = abilities;
+        self
+    }
+
+    /// A model that compares in another way than [`compared`].
+    pub fn comparing(
+        mut self,
+        retrieve: impl Fn(RetrievalRequest) -> bridge::Result<Retrieving> + Send + Sync + 'static,
+    ) -> Fake {
+        self.retrieve = Box::new(retrieve);
         self
     }
 }
@@ -74,7 +95,59 @@ impl Backend for Fake {
         activity.engine.waiting = 2;
         activity.vision.cache_hits = 5;
         activity.vision.cache_bytes = 7;
+        activity.texts = 11;
+        activity.pairs = 13;
         activity
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.abilities
+    }
+
+    fn retrieve(&self, request: RetrievalRequest) -> bridge::Result<Retrieving> {
+        (self.retrieve)(request)
+    }
+}
+
+/// An outcome that is there at once.
+pub fn at_once(outcome: bridge::Result<Retrieved>) -> bridge::Result<Retrieving> {
+    let (sender, receiver) = oneshot::channel();
+    assert!(sender.send(outcome).is_ok());
+    Ok(receiver)
+}
+
+/// Features of four values: two rows of a picture, one of a text; and scores that fall with the
+/// numbers of picture and text, those of the nearest with a probability that rises with them.
+pub fn compared(request: &RetrievalRequest) -> Retrieved {
+    let (pictures, texts) = (request.pictures.len(), request.texts.len());
+    let found = match &request.want {
+        Want::Features => Found::Features {
+            pictures: vec![
+                vec![vec![1.0, 0.0, 0.0, 0.0], vec![0.0, 1.0, 0.0, 0.0]].into();
+                pictures
+            ],
+            texts: vec![vec![0.6, 0.0, 0.8, 0.0]; texts],
+        },
+        Want::Scores { pairs, matched } => {
+            let score = |(place, (picture, text)): (usize, &(usize, usize))| {
+                let number = (picture + text) as f32;
+                Score {
+                    similarity: 0.5 / (1.0 + number),
+                    probability: (place < *matched).then_some(number / 8.0),
+                }
+            };
+            Found::Scores(pairs.iter().enumerate().map(score).collect())
+        }
+        Want::Caption(_) => panic!("captions are asked for by chat"),
+    };
+    Retrieved {
+        found,
+        usage: Usage {
+            prompt_tokens: 32 * pictures + 3 * texts,
+            image_tokens: 32 * pictures,
+            cached_tokens: 0,
+            completion_tokens: 0,
+        },
     }
 }
 
@@ -84,6 +157,13 @@ pub fn fake(
     Fake {
         submit: Box::new(submit),
         call_syntax: Ok(CallSyntax::Hermes),
+        abilities: Abilities {
+            chats: true,
+            completes: true,
+            compares: true,
+            matches: true,
+        },
+        retrieve: Box::new(|request| at_once(Ok(compared(&request)))),
     }
 }
 

@@ -36,7 +36,7 @@ pub struct Captioner {
 /// What writes captions.
 enum Writer {
     LanguageModel(Box<Model>),
-    QFormer(Arc<itg::Writer>),
+    Heads(Arc<itg::Writer>),
 }
 
 /// A row, and the file of its picture where it has one of its own.
@@ -70,10 +70,10 @@ impl Captioner {
             parts,
         }]);
         let in_flight = usize::from(args.slots) + LOOK_AHEAD;
-        if manifest.heads.is_some() {
+        if !manifest.has_language_model() {
             let writer = itg::Writer::open(args)?;
             return Ok(Captioner {
-                writer: Writer::QFormer(Arc::new(writer)),
+                writer: Writer::Heads(Arc::new(writer)),
                 fetcher: Fetcher::new(FetchOptions::default())?,
                 sidecars: Sidecars::of(args),
                 prompt,
@@ -152,7 +152,7 @@ impl Captioner {
         }
         let model = match &self.writer {
             Writer::LanguageModel(model) => model,
-            Writer::QFormer(writer) => {
+            Writer::Heads(writer) => {
                 let writer = writer.clone();
                 let caption = tokio::task::spawn_blocking(move || writer.caption(&file)).await;
                 return Ok(caption.map_err(|error| Failure::Run(error.into()))??);

@@ -1,4 +1,4 @@
-//! Captions by the Q-Former itself, where a bundle has its head and no language model.
+//! Captions without a language model: by the Q-Former itself, or by a BLIP.
 
 use anyhow::{Result, bail};
 use bridge::event::{FinishReason, Usage};
@@ -14,6 +14,8 @@ use crate::progress;
 pub struct Writer {
     matcher: Matcher,
     options: CaptionOptions,
+    /// How captions begin, or the question that they answer.
+    words: Option<String>,
 }
 
 impl Writer {
@@ -23,10 +25,31 @@ impl Writer {
     /// It cannot be opened, has no head for captions, or a flag asks for what such a head cannot
     /// do.
     pub fn open(args: &CaptionArgs) -> Result<Self> {
+        let spinner = progress::spinner(format!("loading {}", args.bundle.display()));
+        let products = args.engine.vision.into();
+        let matcher = Matcher::open(&args.bundle, products, &default_device()?)?;
+        spinner.finish_and_clear();
+        let abilities = matcher.abilities();
+        let is_blip = matcher.heads().as_blip().is_some();
+        if !abilities.captions && !abilities.answers {
+            let why = match matcher.heads().as_stage1() {
+                Some(_) => {
+                    "Hugging Face's conversion drops it; make the bundle of LAVIS's blip2_pretrained.pth"
+                }
+                None => "make a bundle of blip-image-captioning-base, for one",
+            };
+            bail!(
+                "{}: this bundle matches pictures and texts, and has no head that writes captions: {why}",
+                args.bundle.display()
+            );
+        }
         let generation = &args.generation;
         let unknown = [
-            ("--prompt", args.prompt.is_some()),
-            ("--prefix", args.prefix.is_some()),
+            ("--prompt", args.prompt.is_some() && !abilities.answers),
+            (
+                "--prefix",
+                args.prefix.is_some() && !(is_blip && abilities.captions),
+            ),
             ("--captions", args.captions > 1),
             ("--seed", generation.seed.is_some()),
             (
@@ -38,18 +61,23 @@ impl Writer {
                 generation.repetition_penalty.is_some(),
             ),
             ("--ctx-size", args.engine.ctx_size.is_some()),
+            ("--scores", args.scores && is_blip),
+            ("--min-score", args.min_score.is_some() && is_blip),
         ];
         if let Some((flag, _)) = unknown.into_iter().find(|(_, is_given)| *is_given) {
-            bail!("a Q-Former that writes its captions itself knows no {flag}: leave it out");
+            let who = match is_blip {
+                true => "a BLIP",
+                false => "a Q-Former that writes its captions itself",
+            };
+            bail!("{who} knows no {flag}: leave it out");
         }
-        let spinner = progress::spinner(format!("loading {}", args.bundle.display()));
-        let products = args.engine.vision.into();
-        let matcher = Matcher::open(&args.bundle, products, &default_device()?)?;
-        spinner.finish_and_clear();
-        if !matcher.stage1().writes_captions() {
+        let words = match abilities.answers {
+            true => args.prompt.clone(),
+            false => args.prefix.clone(),
+        };
+        if abilities.answers && words.is_none() {
             bail!(
-                "{}: this bundle matches pictures and texts, and has no head that writes captions: Hugging Face's \
-                 conversion drops it; make the bundle of LAVIS's blip2_pretrained.pth",
+                "{}: this BLIP answers questions: give one with --prompt",
                 args.bundle.display()
             );
         }
@@ -61,7 +89,11 @@ impl Writer {
             num_beams: generation.num_beams.map_or(own.num_beams, usize::from),
             length_penalty: generation.length_penalty.unwrap_or(own.length_penalty),
         };
-        Ok(Self { matcher, options })
+        Ok(Self {
+            matcher,
+            options,
+            words,
+        })
     }
 
     /// The caption of a picture file.
@@ -70,25 +102,29 @@ impl Writer {
     /// It is no picture, or the caption cannot be computed.
     pub fn caption(&self, file: &[u8]) -> bridge::Result<Answers> {
         let vision = self.matcher.vision(file)?;
-        let stage1 = self.matcher.stage1();
-        let mut captions = stage1.caption(&vision, &self.options)?;
+        let heads = self.matcher.heads();
+        let words = self.words.as_deref();
+        let mut captions = match words {
+            Some(question) if heads.abilities().answers => {
+                heads.answer(&vision, &[question], &self.options)?
+            }
+            prefix => heads.caption_from(&vision, prefix, &self.options)?,
+        };
         let caption = captions.pop().ok_or(bridge::Error::Stopped)?;
-        let n_queries = self.matcher.manifest().num_query_tokens;
-        let ended = caption.ids.last().copied() == stage1.tokenizer().token_id("[SEP]");
+        let rows = self.matcher.picture_rows();
         let usage = Usage {
-            // [DEC] stands behind the queries.
-            prompt_tokens: n_queries + 1,
-            image_tokens: n_queries,
+            prompt_tokens: rows + self.matcher.caption_prompt(words)?,
+            image_tokens: rows,
             cached_tokens: 0,
             completion_tokens: caption.ids.len(),
         };
-        let finish_reason = match ended {
+        let finish_reason = match caption.is_whole {
             true => FinishReason::Stop,
             false => FinishReason::Length,
         };
         let choice = Choice {
             text: caption.text,
-            mean_logprob: Some(caption.mean_logprob),
+            mean_logprob: caption.mean_logprob,
             tokens: caption.ids.len(),
         };
         Ok(Answers {

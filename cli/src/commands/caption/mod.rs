@@ -2,7 +2,7 @@
 //!
 //! - `inputs`: finds pictures, on a thread of its own
 //! - `captioner`: reads them, asks the model, and makes rows of its answers, many at once
-//! - `itg`: writes the captions where the Q-Former does so itself
+//! - `itg`: writes the captions where there is no language model
 //! - `outputs`: writes the rows, and knows those of an earlier run
 //! - `rows`: what a row is
 //! - `summary`: what it did

@@ -1,38 +1,26 @@
-//! What was seen in pictures before.
+//! What was made of pictures before, as much as fits into a number of bytes.
 
-use candle_core::Tensor;
 use lru::LruCache;
 
-use super::{ImageKey, SoftPrompt};
+/// Identity of a picture: SHA-256 of its encoded bytes. The model and its
+/// preprocessing are fixed for a cache's lifetime.
+pub(crate) type ImageKey = [u8; 32];
 
-/// Everything of a picture that does not depend on the question.
-#[derive(Clone)]
-pub(super) enum Seen {
-    /// Where the Q-Former reads the picture alone.
-    SoftPrompt(SoftPrompt),
-    /// The ViT's output, `[patches + 1, vision width]`, where it also reads the
-    /// instruction.
-    Vision(Tensor),
+/// What takes memory.
+pub(crate) trait Kept: Clone {
+    /// Bytes of it.
+    fn bytes(&self) -> usize;
 }
 
-impl Seen {
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Seen::SoftPrompt(rows) => size_of_val(&**rows),
-            Seen::Vision(vision) => vision.elem_count() * vision.dtype().size_in_bytes(),
-        }
-    }
-}
-
-/// The pictures seen last, as many as fit into a number of bytes.
-pub(super) struct Cache {
-    seen: LruCache<ImageKey, Seen>,
+/// The pictures seen last.
+pub(crate) struct Cache<V> {
+    seen: LruCache<ImageKey, V>,
     bytes: usize,
     limit: usize,
 }
 
-impl Cache {
-    pub(super) fn new(limit: usize) -> Self {
+impl<V: Kept> Cache<V> {
+    pub fn new(limit: usize) -> Self {
         Self {
             seen: LruCache::unbounded(),
             bytes: 0,
@@ -40,17 +28,17 @@ impl Cache {
         }
     }
 
-    pub(super) fn get(&mut self, key: &ImageKey) -> Option<Seen> {
+    pub fn get(&mut self, key: &ImageKey) -> Option<V> {
         self.seen.get(key).cloned()
     }
 
     /// Bytes of what is kept.
-    pub(super) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Keeps a picture; how many others went for it.
-    pub(super) fn put(&mut self, key: ImageKey, seen: Seen) -> usize {
+    pub fn put(&mut self, key: ImageKey, seen: V) -> usize {
         let mut evicted = 0;
         self.bytes += seen.bytes();
         if let Some(replaced) = self.seen.put(key, seen) {
@@ -68,11 +56,22 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+
+    #[derive(Clone)]
+    struct Rows(Arc<[f32]>);
+
+    impl Kept for Rows {
+        fn bytes(&self) -> usize {
+            size_of_val(&*self.0)
+        }
+    }
 
     #[test]
     fn the_cache_keeps_what_was_used_last_and_counts_bytes() {
-        let seen = |n: usize| Seen::SoftPrompt(vec![0.0; n].into());
+        let seen = |n: usize| Rows(vec![0.0; n].into());
         let mut cache = Cache::new(100);
         for key in 0..5 {
             cache.put([key; 32], seen(5));
