@@ -6,7 +6,7 @@ use bridge::matcher::Matcher;
 use bridge::model::default_device;
 use qformer::stage1::CaptionOptions;
 
-use crate::args::CaptionArgs;
+use crate::args::{CaptionArgs, GenerationArgs};
 use crate::batch::{Answers, Choice};
 use crate::progress;
 
@@ -24,24 +24,13 @@ impl Writer {
     /// do.
     pub fn open(args: &CaptionArgs) -> Result<Self> {
         let generation = &args.generation;
-        let unknown = [
+        refuse([
             ("--prompt", args.prompt.is_some()),
             ("--prefix", args.prefix.is_some()),
             ("--captions", args.captions > 1),
-            ("--seed", generation.seed.is_some()),
-            (
-                "--temperature",
-                generation.temperature.is_some_and(|t| t > 0.0),
-            ),
-            (
-                "--repetition-penalty",
-                generation.repetition_penalty.is_some(),
-            ),
             ("--ctx-size", args.engine.ctx_size.is_some()),
-        ];
-        if let Some((flag, _)) = unknown.into_iter().find(|(_, is_given)| *is_given) {
-            bail!("a Q-Former that writes its captions itself knows no {flag}: leave it out");
-        }
+        ])?;
+        check_generation(generation)?;
         let spinner = progress::spinner(format!("loading {}", args.bundle.display()));
         let products = args.engine.vision.into();
         let matcher = Matcher::open(&args.bundle, products, &default_device()?)?;
@@ -53,14 +42,7 @@ impl Writer {
                 args.bundle.display()
             );
         }
-        let own = matcher.default_caption();
-        let tokens = |n: u32| n as usize;
-        let options = CaptionOptions {
-            max_tokens: generation.max_tokens.map_or(own.max_tokens, tokens),
-            min_tokens: generation.min_tokens.map_or(own.min_tokens, tokens),
-            num_beams: generation.num_beams.map_or(own.num_beams, usize::from),
-            length_penalty: generation.length_penalty.unwrap_or(own.length_penalty),
-        };
+        let options = options(generation, matcher.default_caption());
         Ok(Self { matcher, options })
     }
 
@@ -97,4 +79,38 @@ impl Writer {
             usage,
         })
     }
+}
+
+/// How captions are chosen: as the command line says, else as the bundle does.
+pub fn options(generation: &GenerationArgs, own: CaptionOptions) -> CaptionOptions {
+    let tokens = |n: u32| n as usize;
+    CaptionOptions {
+        max_tokens: generation.max_tokens.map_or(own.max_tokens, tokens),
+        min_tokens: generation.min_tokens.map_or(own.min_tokens, tokens),
+        num_beams: generation.num_beams.map_or(own.num_beams, usize::from),
+        length_penalty: generation.length_penalty.unwrap_or(own.length_penalty),
+    }
+}
+
+/// Refuses flags of sampling, which a Q-Former that writes knows nothing of.
+pub fn check_generation(generation: &GenerationArgs) -> Result<()> {
+    let unknown = [
+        ("--seed", generation.seed.is_some()),
+        (
+            "--temperature",
+            generation.temperature.is_some_and(|t| t > 0.0),
+        ),
+        (
+            "--repetition-penalty",
+            generation.repetition_penalty.is_some(),
+        ),
+    ];
+    refuse(unknown)
+}
+
+fn refuse<const N: usize>(flags: [(&str, bool); N]) -> Result<()> {
+    if let Some((flag, _)) = flags.into_iter().find(|(_, is_given)| *is_given) {
+        bail!("a Q-Former that writes its captions itself knows no {flag}: leave it out");
+    }
+    Ok(())
 }
