@@ -6,11 +6,14 @@ mod batch;
 mod commands;
 mod config;
 mod directories;
+mod heads;
 mod input;
+mod inputs;
 mod machine;
 mod openmp;
 mod progress;
 mod signals;
+mod tables;
 mod terminal;
 
 use std::process::ExitCode;
@@ -49,6 +52,10 @@ fn main() -> ExitCode {
         Command::Match(args) => commands::matching::run_match(args),
         Command::Embed(args) => commands::matching::run_embed(args),
         Command::Classify(args) => commands::classify::run(args),
+        Command::Index(args) => commands::index::run(args),
+        Command::Search(args) => commands::search::run(args),
+        Command::Filter(args) => commands::filter::run(args),
+        Command::Bootstrap(args) => commands::bootstrap::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Pull(args) => commands::pull::run(args),
         Command::Bundle(args) => commands::convert::run_bundle(args),

@@ -150,6 +150,8 @@ impl Answers {
                 Task::Gqa => json!({"questionId": id, "prediction": answer}),
                 Task::Coco | Task::Nocaps => json!({"image_id": id, "caption": answer}),
                 Task::Pope => json!({"question": record.question, "answer": answer}),
+                // Nothing is asked, and there is nothing to submit.
+                Task::CocoRetrieval | Task::Flickr30k => Value::Null,
             }
         });
         if dataset.task == Task::Pope {

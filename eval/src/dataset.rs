@@ -29,6 +29,11 @@ pub enum Task {
     Nocaps,
     /// POPE (Li et al. 2023).
     Pope,
+    /// Pictures and captions of COCO, each found by the other (Karpathy's splits, as LAVIS publishes them).
+    #[serde(rename = "coco-retrieval")]
+    CocoRetrieval,
+    /// Pictures and captions of Flickr30k (Young et al. 2014), each found by the other.
+    Flickr30k,
 }
 
 /// Names of the published files: split, questions, annotations where they are apart.
@@ -36,7 +41,7 @@ type Split = (&'static str, &'static str, Option<&'static str>);
 
 impl Task {
     /// Every task.
-    pub const ALL: [Task; 7] = [
+    pub const ALL: [Task; 9] = [
         Task::Vqav2,
         Task::Okvqa,
         Task::Gqa,
@@ -44,7 +49,14 @@ impl Task {
         Task::Coco,
         Task::Nocaps,
         Task::Pope,
+        Task::CocoRetrieval,
+        Task::Flickr30k,
     ];
+
+    /// Those whose questions are answered, which is all but retrieval.
+    pub fn answered() -> impl Iterator<Item = Task> {
+        Self::ALL.into_iter().filter(|task| !task.is_retrieval())
+    }
 
     /// The task of a name.
     pub fn named(name: &str) -> Option<Self> {
@@ -61,6 +73,8 @@ impl Task {
             Task::Coco => "coco",
             Task::Nocaps => "nocaps",
             Task::Pope => "pope",
+            Task::CocoRetrieval => "coco-retrieval",
+            Task::Flickr30k => "flickr30k",
         }
     }
 
@@ -74,6 +88,8 @@ impl Task {
             Task::Coco => "COCO captions",
             Task::Nocaps => "NoCaps",
             Task::Pope => "POPE",
+            Task::CocoRetrieval => "COCO retrieval",
+            Task::Flickr30k => "Flickr30k retrieval",
         }
     }
 
@@ -85,6 +101,11 @@ impl Task {
     /// Whether pictures are to be captioned, without a question.
     pub fn is_caption(self) -> bool {
         matches!(self, Task::Coco | Task::Nocaps)
+    }
+
+    /// Whether pictures and texts are to be found by each other: nothing is asked, and [`crate::retrieval`] scores.
+    pub fn is_retrieval(self) -> bool {
+        matches!(self, Task::CocoRetrieval | Task::Flickr30k)
     }
 
     fn splits(self) -> &'static [Split] {
@@ -130,6 +151,14 @@ impl Task {
                 ("random", "coco_pope_random.json", None),
                 ("popular", "coco_pope_popular.json", None),
                 ("adversarial", "coco_pope_adversarial.json", None),
+            ],
+            Task::CocoRetrieval => &[
+                ("karpathy-test", "coco_karpathy_test.json", None),
+                ("karpathy-val", "coco_karpathy_val.json", None),
+            ],
+            Task::Flickr30k => &[
+                ("test", "flickr30k_test.json", None),
+                ("val", "flickr30k_val.json", None),
             ],
         }
     }
@@ -246,6 +275,8 @@ pub enum Reference {
     },
     /// Whether there is what is asked for.
     Pope(bool),
+    /// Captions as they are published, to find the picture by.
+    Texts(Vec<String>),
 }
 
 impl Dataset {
@@ -262,6 +293,7 @@ impl Dataset {
             Task::Textvqa => textvqa(path, limit)?,
             Task::Coco | Task::Nocaps => captions(task, path, limit)?,
             Task::Pope => pope(path, limit)?,
+            Task::CocoRetrieval | Task::Flickr30k => retrieval(path, limit)?,
         };
         if records.is_empty() {
             return Err(Error::file(path, "", "no questions are in it"));
@@ -594,4 +626,37 @@ fn pope(path: &Path, limit: usize) -> Result<Vec<Record>> {
             })
         })
         .collect()
+}
+
+#[derive(Deserialize)]
+struct RetrievalPicture {
+    /// `val2014/COCO_val2014_000000391895.jpg`, `flickr30k-images/1007129816.jpg`
+    image: String,
+    caption: Vec<String>,
+}
+
+/// Folders that pictures of retrieval are published in.
+const RETRIEVAL_FOLDERS: [&str; 3] = ["val2014", "train2014", "flickr30k-images"];
+
+fn retrieval(path: &Path, limit: usize) -> Result<Vec<Record>> {
+    let pictures: Vec<RetrievalPicture> = json::read(path)?;
+    let record = |(i, picture): (usize, RetrievalPicture)| {
+        if picture.caption.is_empty() {
+            let place = format!("[{i}].caption");
+            return Err(Error::file(path, place, "no captions are in it"));
+        }
+        let (folder, name) = picture.image.rsplit_once('/').unwrap_or_default();
+        let known = RETRIEVAL_FOLDERS.into_iter().find(|known| *known == folder);
+        Ok(Record {
+            picture: match known {
+                Some(folder) => (name.to_owned(), folder),
+                None => (picture.image.clone(), ""),
+            },
+            id: Id::Text(picture.image),
+            question: String::new(),
+            reference: Reference::Texts(picture.caption),
+        })
+    };
+    let pictures = pictures.into_iter().take(limit).enumerate();
+    pictures.map(record).collect()
 }

@@ -24,6 +24,7 @@ mod json;
 pub mod pope;
 pub mod preset;
 mod report;
+pub mod retrieval;
 mod table;
 pub mod text;
 pub mod textvqa;

@@ -124,6 +124,26 @@ impl Settings {
 /// Most words of a question that are kept.
 const MAX_WORDS: usize = 50;
 
+/// A caption as LAVIS's `blip_caption` leaves it, which retrieval goes through: lowercase, spaces for `.!"()*#:;~`, no two
+/// spaces, 50 words at most.
+pub fn lavis_caption(caption: &str) -> String {
+    let lower = caption.to_lowercase();
+    let spaced = lower.replace(|c| ".!\"()*#:;~".contains(c), " ");
+    // Python's `\s{2,}`: a single tab or line break stays.
+    let mut kept = String::with_capacity(spaced.len());
+    let mut characters = spaced.chars().peekable();
+    while let Some(c) = characters.next() {
+        let mut is_run = false;
+        while c.is_whitespace() && characters.next_if(|c| c.is_whitespace()).is_some() {
+            is_run = true;
+        }
+        kept.push(if is_run { ' ' } else { c });
+    }
+    let kept = kept.trim_end_matches('\n').trim_matches(' ');
+    let words: Vec<&str> = kept.split(' ').take(MAX_WORDS).collect();
+    words.join(" ")
+}
+
 /// A question as LAVIS's `blip_question` leaves it: lowercase, without `.!"()*#:;~`, 50 words at most.
 pub fn lavis_question(question: &str) -> String {
     let kept: String = question
@@ -151,6 +171,17 @@ mod tests {
         );
         let long = "word ".repeat(60);
         assert_eq!(lavis_question(&long).split(' ').count(), 50);
+    }
+
+    #[test]
+    fn captions_are_cleaned_as_lavis_does() {
+        assert_eq!(
+            lavis_caption(" A \"dog\",\truns... (fast!)\n"),
+            "a dog ,\truns fast"
+        );
+        assert_eq!(lavis_caption("a\n\nb"), "a b");
+        let long = "word ".repeat(60);
+        assert_eq!(lavis_caption(&long).split(' ').count(), 50);
     }
 
     #[test]

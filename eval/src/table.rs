@@ -9,6 +9,7 @@ impl Report {
     fn decimals(&self) -> usize {
         match self.task {
             Task::Vqav2 | Task::Okvqa | Task::Gqa | Task::Textvqa => 2,
+            Task::CocoRetrieval | Task::Flickr30k => 2,
             Task::Coco | Task::Nocaps | Task::Pope => 4,
         }
     }
@@ -18,7 +19,11 @@ impl fmt::Display for Report {
     /// A table: a line for each score, with its interval.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let decimals = self.decimals();
-        let title = format!("{}, {} answers", self.task.title(), self.records);
+        let what = match self.task.is_retrieval() {
+            true => "pictures",
+            false => "answers",
+        };
+        let title = format!("{}, {} {what}", self.task.title(), self.records);
         let names = self
             .metrics
             .iter()

@@ -232,7 +232,7 @@ fn rows_with_an_error_are_known_and_have_no_answer() {
 
 #[test]
 fn submissions_are_read_back() {
-    for task in Task::ALL {
+    for task in Task::answered() {
         let dir = golden(task.name());
         let dataset = Dataset::read(task, &task.find(&dir, None).unwrap(), None).unwrap();
         let path = dir.join("answers.json");

@@ -19,8 +19,8 @@ fn read<T: serde::de::DeserializeOwned>(path: &str) -> T {
 #[test]
 fn scores_are_the_official_scorers() {
     let expected: BTreeMap<String, BTreeMap<String, f64>> = read("scores.json");
-    assert_eq!(expected.len(), Task::ALL.len());
-    for task in Task::ALL {
+    assert_eq!(expected.len(), Task::answered().count());
+    for task in Task::answered() {
         let dir = golden(task.name());
         let dataset = Dataset::read(task, &task.find(&dir, None).unwrap(), None).unwrap();
         let path = dir.join("answers.json");

@@ -236,7 +236,7 @@ fn killed_runs_lose_nothing_and_score_what_they_say() {
 fn scores_of_answers_at_hand_are_the_official_scorers() {
     let text = std::fs::read_to_string(golden("eval/scores.json")).unwrap();
     let expected: BTreeMap<String, BTreeMap<String, f64>> = serde_json::from_str(&text).unwrap();
-    assert_eq!(expected.len(), Task::ALL.len());
+    assert_eq!(expected.len(), Task::answered().count());
     for (task, expected) in expected {
         let data = golden(&format!("eval/{task}"));
         let score = |more: &[&str]| {

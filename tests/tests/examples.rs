@@ -223,9 +223,23 @@ fn prepare(dir: &Path) {
             "{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}, {\"role\": \"assistant\", \"content\": \"Hi\"}]}",
         ),
         ("answer.schema.json", "{\"type\": \"boolean\"}"),
+        (
+            "pairs.jsonl",
+            "{\"image\": \"cat.png\", \"caption\": \"a cat\"}\n{\"image\": \"dog.png\", \"caption\": \"a dog\"}\n",
+        ),
+        ("pairs.csv", "image,caption\ncat.png,a cat\ndog.png,a dog\n"),
     ] {
         std::fs::write(dir.join(name), text).unwrap();
     }
+    made(&mut qbridge([
+        "index",
+        "--quiet",
+        "blip2-itm",
+        "photos",
+        "cat.png",
+        "--out",
+        "photos.index",
+    ]));
     std::fs::write(dir.join("serve.toml"), "bundles = ['demo']\nport = 0\n").unwrap();
     std::fs::write(dir.join("keys.txt"), "secret-of-the-tests\n").unwrap();
     let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();

@@ -27,6 +27,8 @@ Examples:
   qbridge eval demo --task coco --data coco/ --prompt \"what is this?\" --limit 500
   qbridge eval blip2-opt --task gqa --data gqa/ --preset blip2 --shard 3/8 --out answers-3.jsonl --quiet
   cat answers-*.jsonl > answers.jsonl && qbridge eval --task gqa --data gqa/ --answers answers.jsonl
+  qbridge eval blip2-itm --task coco-retrieval --data coco/ --preset blip2 --out scores.jsonl --resume
+  qbridge eval blip2-itm --task flickr30k --data flickr30k/ --rerank 0 --json
   qbridge eval --task okvqa --data okvqa/ --answers answers.json --submission result.json"
 )]
 pub struct EvalArgs {
@@ -85,6 +87,9 @@ pub struct EvalArgs {
     /// Ask as a paper did [default: as `qbridge ask` does, with the bundle's settings]
     #[arg(long, value_parser = presets(), help_heading = "Prompt")]
     pub preset: Option<Preset>,
+    /// In retrieval, how many of the nearest the matching head puts in order; 0 for none [default: 128]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(..=100_000), help_heading = "Prompt")]
+    pub rerank: Option<u32>,
     /// What to ask, the question in the place of {}
     #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt: Option<String>,

@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use qformer::checkpoint::Products;
 
 /// How to run the language model.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct EngineArgs {
     /// Type of the KV cache
     #[arg(long, value_enum, default_value_t = CacheType::F16, env = "QBRIDGE_CACHE_TYPE")]
@@ -131,7 +131,7 @@ pub enum CacheType {
 }
 
 /// How to choose tokens.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct GenerationArgs {
     /// Most tokens of an answer [default: the bundle's]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]

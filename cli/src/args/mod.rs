@@ -9,7 +9,9 @@ mod convert;
 mod doctor;
 mod encode;
 mod eval;
+mod filter;
 mod generation;
+mod index;
 mod inspect;
 mod matching;
 mod pull;
@@ -29,7 +31,9 @@ pub use convert::{BundleArgs, ConversionArgs, ConvertArgs, NamingArgs};
 pub use doctor::DoctorArgs;
 pub use encode::EncodeArgs;
 pub use eval::EvalArgs;
+pub use filter::{BootstrapArgs, FilterArgs, TableArgs};
 pub use generation::{CacheType, EngineArgs, GenerationArgs, VisionProducts};
+pub use index::{IndexArgs, SearchArgs};
 pub use inspect::InspectArgs;
 pub use matching::{EmbedArgs, MatchArgs};
 pub use pull::{HubArgs, PullArgs};
@@ -78,6 +82,14 @@ pub enum Command {
     Embed(EmbedArgs),
     /// Tell which of your labels fits a picture, with a CLIP
     Classify(ClassifyArgs),
+    /// Put the features of pictures into a file that can be searched
+    Index(IndexArgs),
+    /// Find pictures of an index by a text or a picture
+    Search(SearchArgs),
+    /// Keep the rows of a table whose texts fit their pictures
+    Filter(FilterArgs),
+    /// Caption pictures, and keep those texts, old and new, that fit
+    Bootstrap(BootstrapArgs),
     /// Make a bundle from a published checkpoint
     Convert(ConvertArgs),
     /// Make a bundle from a model of the Hugging Face hub

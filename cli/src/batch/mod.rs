@@ -2,6 +2,7 @@
 //! stops for one of them.
 //!
 //! - `answers`: reads a model's answers, and tells failures of one picture from failures of all
+//! - `done`: what an earlier run has done
 //! - `file`: a file of whole rows that a later run goes on with
 //! - `lines`: rows as JSON lines
 //! - `progress`: how far it is, and what it did
@@ -9,6 +10,7 @@
 //! - `stop`: being stopped, and how to go on
 
 mod answers;
+mod done;
 mod file;
 pub mod lines;
 mod progress;
@@ -16,6 +18,7 @@ mod shard;
 mod stop;
 
 pub use answers::{Answers, Choice, Failure, LOOK_AHEAD, collect, context, read_image};
+pub use done::Done;
 pub use file::{Existing, RowFile};
 pub use progress::{Progress, Tally, set_total};
 pub use shard::{NameHash, hash};

@@ -3,6 +3,7 @@
 mod answers;
 pub mod ask;
 pub mod bench;
+pub mod bootstrap;
 pub mod caption;
 pub mod chat;
 pub mod classify;
@@ -10,16 +11,21 @@ pub mod convert;
 pub mod doctor;
 pub mod encode;
 pub mod eval;
+pub mod filter;
+pub mod index;
 pub mod inspect;
 pub mod matching;
 pub mod pull;
+pub mod search;
 pub mod serve;
 pub mod shell;
 
 use anyhow::Result;
+use bridge::bundle::Manifest;
 use bridge::engine::Sampling;
 use bridge::model::{Model, ModelOptions};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use crate::args::{CacheType, EngineArgs, GenerationArgs};
 use crate::progress;
@@ -68,6 +74,20 @@ fn sampling(args: &GenerationArgs, defaults: Sampling) -> Sampling {
     };
     sampling.prefer_named(args.temperature.is_some(), args.num_beams.is_some());
     sampling
+}
+
+/// Digits of a bundle's hash that are told.
+const HASH_DIGITS: usize = 16;
+
+/// Tells a bundle's files from others: of the hashes of all of them.
+fn bundle_hash(manifest: &Manifest) -> String {
+    let mut hasher = Sha256::new();
+    for (part, entry) in manifest.files.parts() {
+        hasher.update(format!("{part} {}\n", entry.sha256));
+    }
+    let mut hash = format!("{:x}", hasher.finalize());
+    hash.truncate(HASH_DIGITS);
+    hash
 }
 
 /// Prints one JSON line.

@@ -8,21 +8,19 @@ use bridge::bundle::Manifest;
 use bridge::engine::Sampling;
 use bridge::model::{Model, ModelOptions, Prompt, Request};
 use prompts::{Layout, Message, Part, Role};
-use qformer::image::ImageLimits;
-use server::fetch::{FetchOptions, Fetcher};
 
 use super::super::{load_model, model_options, sampling};
-use super::inputs::{Item, Picture};
 use super::itg;
 use super::outputs::Sidecars;
 use super::rows::Row;
 use crate::args::CaptionArgs;
-use crate::batch::{self, Answers, Choice, Failure, LOOK_AHEAD, collect, read_image};
+use crate::batch::{self, Answers, Choice, Failure, LOOK_AHEAD, collect};
+use crate::inputs::{Item, Loader, Picture};
 
 /// Captions pictures.
 pub struct Captioner {
     writer: Writer,
-    fetcher: Fetcher,
+    loader: Loader,
     sidecars: Option<Sidecars>,
     prompt: Prompt,
     prefix: String,
@@ -74,7 +72,7 @@ impl Captioner {
             let writer = itg::Writer::open(args)?;
             return Ok(Captioner {
                 writer: Writer::Heads(Arc::new(writer)),
-                fetcher: Fetcher::new(FetchOptions::default())?,
+                loader: Loader::new()?,
                 sidecars: Sidecars::of(args),
                 prompt,
                 prefix: String::new(),
@@ -101,7 +99,7 @@ impl Captioner {
         )?;
         Ok(Captioner {
             writer: Writer::LanguageModel(Box::new(model)),
-            fetcher: Fetcher::new(FetchOptions::default())?,
+            loader: Loader::new()?,
             sidecars: Sidecars::of(args),
             prompt,
             prefix: prefix.to_owned(),
@@ -123,7 +121,9 @@ impl Captioner {
     /// # Errors
     /// Something that would fail for every picture.
     pub async fn caption(&self, item: Item) -> Result<Captioned> {
-        let Item { name, key, picture } = item;
+        let Item {
+            name, key, picture, ..
+        } = item;
         let path = match &picture {
             Picture::File(path) => Some(path.clone()),
             _ => None,
@@ -170,27 +170,8 @@ impl Captioner {
 
     async fn load(&self, picture: Picture) -> Result<Arc<[u8]>, Failure> {
         let sidecars = self.sidecars;
-        match picture {
-            Picture::Bytes(bytes) => Ok(bytes),
-            Picture::Unreadable(reason) => Err(Failure::Picture(reason)),
-            Picture::File(path) => {
-                let check =
-                    move |path: &Path| sidecars.map_or(Ok(()), |sidecars| sidecars.check(path));
-                read_image(path, check).await
-            }
-            Picture::Url(url) => {
-                let limit = ImageLimits::default().max_bytes;
-                let fetch = async {
-                    let url = self.fetcher.check(&url)?;
-                    let deadline = self.fetcher.deadline();
-                    self.fetcher.fetch(&url, limit, deadline).await
-                };
-                let bytes = fetch.await;
-                bytes
-                    .map(Arc::from)
-                    .map_err(|error| Failure::Picture(error.to_string()))
-            }
-        }
+        let check = move |path: &Path| sidecars.map_or(Ok(()), |sidecars| sidecars.check(path));
+        self.loader.load(picture, check).await
     }
 
     /// What a row says of captions.

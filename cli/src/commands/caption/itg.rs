@@ -6,7 +6,7 @@ use bridge::matcher::Matcher;
 use bridge::model::default_device;
 use qformer::stage1::CaptionOptions;
 
-use crate::args::CaptionArgs;
+use crate::args::{CaptionArgs, GenerationArgs};
 use crate::batch::{Answers, Choice};
 use crate::progress;
 
@@ -44,6 +44,10 @@ impl Writer {
             );
         }
         let generation = &args.generation;
+        let who = match is_blip {
+            true => "a BLIP",
+            false => "a Q-Former that writes its captions itself",
+        };
         let unknown = [
             ("--prompt", args.prompt.is_some() && !abilities.answers),
             (
@@ -51,26 +55,12 @@ impl Writer {
                 args.prefix.is_some() && !(is_blip && abilities.captions),
             ),
             ("--captions", args.captions > 1),
-            ("--seed", generation.seed.is_some()),
-            (
-                "--temperature",
-                generation.temperature.is_some_and(|t| t > 0.0),
-            ),
-            (
-                "--repetition-penalty",
-                generation.repetition_penalty.is_some(),
-            ),
             ("--ctx-size", args.engine.ctx_size.is_some()),
             ("--scores", args.scores && is_blip),
             ("--min-score", args.min_score.is_some() && is_blip),
         ];
-        if let Some((flag, _)) = unknown.into_iter().find(|(_, is_given)| *is_given) {
-            let who = match is_blip {
-                true => "a BLIP",
-                false => "a Q-Former that writes its captions itself",
-            };
-            bail!("{who} knows no {flag}: leave it out");
-        }
+        refuse(who, unknown)?;
+        check_generation(who, generation)?;
         let words = match abilities.answers {
             true => args.prompt.clone(),
             false => args.prefix.clone(),
@@ -81,14 +71,7 @@ impl Writer {
                 args.bundle.display()
             );
         }
-        let own = matcher.default_caption();
-        let tokens = |n: u32| n as usize;
-        let options = CaptionOptions {
-            max_tokens: generation.max_tokens.map_or(own.max_tokens, tokens),
-            min_tokens: generation.min_tokens.map_or(own.min_tokens, tokens),
-            num_beams: generation.num_beams.map_or(own.num_beams, usize::from),
-            length_penalty: generation.length_penalty.unwrap_or(own.length_penalty),
-        };
+        let options = options(generation, matcher.default_caption());
         Ok(Self {
             matcher,
             options,
@@ -133,4 +116,38 @@ impl Writer {
             usage,
         })
     }
+}
+
+/// How captions are chosen: as the command line says, else as the bundle does.
+pub fn options(generation: &GenerationArgs, own: CaptionOptions) -> CaptionOptions {
+    let tokens = |n: u32| n as usize;
+    CaptionOptions {
+        max_tokens: generation.max_tokens.map_or(own.max_tokens, tokens),
+        min_tokens: generation.min_tokens.map_or(own.min_tokens, tokens),
+        num_beams: generation.num_beams.map_or(own.num_beams, usize::from),
+        length_penalty: generation.length_penalty.unwrap_or(own.length_penalty),
+    }
+}
+
+/// Refuses flags of sampling, which `who` knows nothing of.
+pub fn check_generation(who: &str, generation: &GenerationArgs) -> Result<()> {
+    let unknown = [
+        ("--seed", generation.seed.is_some()),
+        (
+            "--temperature",
+            generation.temperature.is_some_and(|t| t > 0.0),
+        ),
+        (
+            "--repetition-penalty",
+            generation.repetition_penalty.is_some(),
+        ),
+    ];
+    refuse(who, unknown)
+}
+
+fn refuse<const N: usize>(who: &str, flags: [(&str, bool); N]) -> Result<()> {
+    if let Some((flag, _)) = flags.into_iter().find(|(_, is_given)| *is_given) {
+        bail!("{who} knows no {flag}: leave it out");
+    }
+    Ok(())
 }

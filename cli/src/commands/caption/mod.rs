@@ -1,6 +1,5 @@
 //! `qbridge caption`: many pictures, one row each.
 //!
-//! - `inputs`: finds pictures, on a thread of its own
 //! - `captioner`: reads them, asks the model, and makes rows of its answers, many at once
 //! - `itg`: writes the captions where there is no language model
 //! - `outputs`: writes the rows, and knows those of an earlier run
@@ -8,33 +7,28 @@
 //! - `summary`: what it did
 
 mod captioner;
-mod inputs;
-mod itg;
+pub mod itg;
 mod outputs;
 mod rows;
 mod summary;
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
-use std::thread::JoinHandle;
 
 use anyhow::{Result, bail};
 use bridge::bundle::Manifest;
 use futures_util::stream::{self, StreamExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::{INTERRUPTED, print_json};
-use crate::args::{CaptionArgs, Shard};
-use crate::batch::{Progress, how_to_go_on, set_total, watch_signals};
-use captioner::{Captioned, Captioner};
-use inputs::{Inputs, Item, Visitor};
-use outputs::{Earlier, Output, Sidecars};
-use rows::Done;
-use summary::Summary;
+use crate::args::CaptionArgs;
+use crate::batch::{Progress, how_to_go_on, watch_signals};
+use crate::inputs::{Inputs, feed};
+pub use captioner::Captioner;
 
-/// Pictures that were found and wait to be read; those of archives are in memory.
-const FOUND: usize = 4;
+use captioner::Captioned;
+use outputs::{Earlier, Output, Sidecars};
+use summary::Summary;
 
 /// What is counted.
 const PICTURES: &str = "pictures";
@@ -67,12 +61,15 @@ async fn caption_all(
             sidecars.write(picture, row.captions())?;
         }
     }
-    let done = earlier.done;
+    let mut done = earlier.done;
     let mut progress = Progress::new(PICTURES, done.count, done.errors, args.quiet);
-    let (mut items, finder) = find(args, sidecars, done, &progress);
+    let inputs = Inputs::new(&args.inputs, args.null, args.image_column.as_deref());
+    let has_sidecar = move |name: &str| sidecars.is_some_and(|s| s.is_done(Path::new(name)));
+    let is_new = move |name: &str| !done.take(name) && !has_sidecar(name);
+    let mut found = feed::find(&inputs, args.shard, progress.bar(), PICTURES, is_new);
     let (stop, mut stopped) = oneshot::channel();
     tokio::spawn(watch_signals(stop));
-    let rows = stream::poll_fn(|context| items.poll_recv(context))
+    let rows = stream::poll_fn(|context| found.items.poll_recv(context))
         .take_until(&mut stopped)
         .map(|item| captioner.caption(item));
     let mut rows = match args.unordered {
@@ -104,7 +101,7 @@ async fn caption_all(
         let is_written = args.out.is_some() || args.sidecar.is_some();
         eprintln!("{}", how_to_go_on(is_written, args.resume));
     } else {
-        if finder.join().is_err() {
+        if !found.is_all() {
             bail!("finding the pictures failed: what is written is whole, but not all of it");
         }
         output.finish()?;
@@ -119,74 +116,4 @@ async fn caption_all(
             (false, _) => ExitCode::FAILURE,
         },
     )
-}
-
-/// Finds the pictures, on a thread that ends with the program where it waits for a list.
-fn find(
-    args: &CaptionArgs,
-    sidecars: Option<Sidecars>,
-    done: Done,
-    progress: &Progress,
-) -> (mpsc::Receiver<Item>, JoinHandle<ControlFlow<()>>) {
-    let (items, found) = mpsc::channel(FOUND);
-    let inputs = Inputs::new(args);
-    let shard = args.shard;
-    if let Some(bar) = progress.bar().filter(|_| inputs.can_be_walked_twice()) {
-        let inputs = inputs.clone();
-        std::thread::spawn(move || {
-            let mut counter = Counter { shard, count: 0 };
-            if inputs.walk(&mut counter).is_continue() {
-                set_total(&bar, PICTURES, counter.count);
-            }
-        });
-    }
-    let mut feeder = Feeder {
-        shard,
-        done,
-        sidecars,
-        items,
-    };
-    let finder = std::thread::spawn(move || inputs.walk(&mut feeder));
-    (found, finder)
-}
-
-/// Hands over what is still to be done.
-struct Feeder {
-    shard: Option<Shard>,
-    done: Done,
-    sidecars: Option<Sidecars>,
-    items: mpsc::Sender<Item>,
-}
-
-impl Visitor for Feeder {
-    fn wants(&mut self, name: &str) -> bool {
-        let is_done = |sidecars: &Sidecars| sidecars.is_done(Path::new(name));
-        self.shard.is_none_or(|shard| shard.holds(name))
-            && !self.done.take(name)
-            && !self.sidecars.as_ref().is_some_and(is_done)
-    }
-
-    fn take(&mut self, item: Item) -> ControlFlow<()> {
-        match self.items.blocking_send(item) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
-    }
-}
-
-/// Counts pictures and reads none.
-struct Counter {
-    shard: Option<Shard>,
-    count: u64,
-}
-
-impl Visitor for Counter {
-    fn wants(&mut self, name: &str) -> bool {
-        self.count += u64::from(self.shard.is_none_or(|shard| shard.holds(name)));
-        false
-    }
-
-    fn take(&mut self, _: Item) -> ControlFlow<()> {
-        ControlFlow::Continue(())
-    }
 }

@@ -8,6 +8,7 @@ use bridge::event::{FinishReason, Usage};
 use bridge::model::{Model, ModelOptions, Request};
 use eval::{Dataset, Record};
 use prompts::Layout;
+use qbridge::{Candidate, Ranking};
 
 use super::super::{load_model, model_options};
 use super::rows::Row;
@@ -125,22 +126,27 @@ impl Asker {
             return Ok((text.trim().to_owned(), answers.finish_reason, answers.usage));
         }
         let answers = collect(self.model.score(request, choices)?, choices.len(), "").await?;
-        let best = likeliest(&answers.choices).and_then(|i| choices.get(i));
-        let best = best.cloned().unwrap_or_default();
+        let best = likeliest(choices, &answers.choices).unwrap_or_default();
         Ok((best, answers.finish_reason, answers.usage))
     }
 }
 
-/// The place of the likeliest choice, the first of equals.
-fn likeliest(choices: &[Choice]) -> Option<usize> {
-    // The logarithm of the probability that the model answers exactly this.
-    let logprob = |choice: &Choice| {
-        let mean = choice.mean_logprob.unwrap_or(f32::NEG_INFINITY);
-        f64::from(mean) * choice.tokens as f64
+/// The likeliest of the texts that were scored, the first of equals.
+fn likeliest(texts: &[String], scored: &[Choice]) -> Option<String> {
+    let candidate = |((index, text), choice): ((usize, &String), &Choice)| Candidate {
+        text: text.clone(),
+        index,
+        // Of all its tokens together: the logarithm of the probability that the model answers exactly this.
+        logprob: match choice.mean_logprob {
+            Some(mean) => f64::from(mean) * choice.tokens as f64,
+            None => f64::NEG_INFINITY,
+        },
+        tokens: choice.tokens,
     };
-    let best = |a: &(usize, f64), b: &(usize, f64)| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0));
-    let places = choices.iter().map(logprob).enumerate();
-    places.max_by(best).map(|(i, _)| i)
+    let texts = texts.iter().enumerate();
+    let mut candidates: Vec<Candidate> = texts.zip(scored).map(candidate).collect();
+    Ranking::Sum.rank(&mut candidates);
+    candidates.into_iter().next().map(|best| best.text)
 }
 
 /// Where the pictures are. One that is missing is a row; all of them are another directory.

@@ -5,12 +5,14 @@
 //! - `journal`: writes the rows, and knows those of an earlier run
 //! - `rows`: what a row is
 //! - `results`: what is printed in the end
+//! - `retrieval`: finds pictures by texts and texts by pictures, where nothing is asked
 //!
 //! Files, prompts and scores of benchmarks are the crate `eval`'s.
 
 mod asker;
 mod journal;
 mod results;
+mod retrieval;
 mod rows;
 mod settings;
 
@@ -37,6 +39,14 @@ const QUESTIONS: &str = "questions";
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<ExitCode> {
+    if args.task.is_retrieval() {
+        retrieval::check(args)?;
+    } else if args.rerank.is_some() {
+        bail!(
+            "--rerank is for retrieval: {} asks questions",
+            args.task.name()
+        );
+    }
     check_submission(args)?;
     let files = files(args)?;
     let dataset = read(args, &files)?;
@@ -44,6 +54,9 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
         (_, Some(path)) => {
             let answers = Answers::read(path)?;
             Results::new(args, dataset, &answers, path)?.print(args)
+        }
+        (Some(bundle), None) if args.task.is_retrieval() => {
+            retrieval::run(args, &files, dataset, bundle)
         }
         (Some(bundle), None) => ask_bundle(args, &files, dataset, bundle),
         (None, None) => bail!("name a bundle, or --answers FILE"),

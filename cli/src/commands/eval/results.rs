@@ -18,7 +18,7 @@ use crate::batch::Tally;
 use crate::progress::spinner;
 
 /// The same answers have the same intervals.
-const SEED: u64 = 0;
+pub const SEED: u64 = 0;
 
 /// Scores, and what they are of.
 #[derive(Debug, Serialize)]

@@ -10,13 +10,9 @@ use eval::preset;
 use eval::{Files, Task};
 use prompts::{Message, Part, Role};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use super::super::sampling;
+use super::super::{bundle_hash, sampling};
 use crate::args::EvalArgs;
-
-/// Digits of the bundle's hash that are told.
-const HASH_DIGITS: usize = 16;
 
 /// All that answers depend on.
 #[derive(Debug, Clone, Serialize)]
@@ -104,7 +100,7 @@ impl Settings {
             task: args.task,
             questions: file_name.to_string_lossy().into_owned(),
             bundle: manifest.name.clone(),
-            bundle_hash: hash(bundle),
+            bundle_hash: bundle_hash(manifest),
             preset: args.preset.map(preset::Preset::name),
             prompt,
             choices: choices.collect(),
@@ -148,18 +144,7 @@ impl Settings {
 }
 
 /// A value's name on the command line.
-fn named(value: &impl clap::ValueEnum) -> String {
+pub fn named(value: &impl clap::ValueEnum) -> String {
     let name = value.to_possible_value();
     name.map_or_else(String::new, |name| name.get_name().to_owned())
-}
-
-/// Of the hashes of the bundle's files.
-fn hash(bundle: &Bundle) -> String {
-    let mut hasher = Sha256::new();
-    for (part, entry) in bundle.manifest().files.parts() {
-        hasher.update(format!("{part} {}\n", entry.sha256));
-    }
-    let mut hash = format!("{:x}", hasher.finalize());
-    hash.truncate(HASH_DIGITS);
-    hash
 }

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::rows::{Done, Row};
+use super::rows::Row;
 use crate::args::{CaptionArgs, OutputFormat};
-use crate::batch::{Existing, RowFile, lines};
+use crate::batch::{Done, Existing, RowFile, lines};
 
 pub use sidecar::Sidecars;
 
@@ -79,7 +79,7 @@ impl Output {
         let mut earlier = Earlier::default();
         if existing == Existing::Resume {
             let add = |row: Row| {
-                earlier.done.add(&row);
+                earlier.done.add(&row.image, row.error.is_some());
                 earlier.last = Some(row);
             };
             rows.recover(|file| recover(file, format, add))?;

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use super::feed::Walk;
 use super::*;
 
 /// Takes all, and none again that it was told to leave out.

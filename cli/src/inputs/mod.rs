@@ -2,7 +2,9 @@
 //! and none of them held in memory.
 
 mod directory;
-mod parquet;
+pub mod feed;
+mod load;
+pub mod parquet;
 mod tar;
 
 use std::ffi::{OsStr, OsString};
@@ -11,19 +13,21 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::args::CaptionArgs;
+pub use load::Loader;
 
 /// Ends of the names of pictures, as directories and archives are searched for them. A file that is named itself may be
 /// called anything.
 const PICTURE_EXTENSIONS: [&str; 8] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
 
-/// A picture to caption.
+/// A picture that was found.
 #[derive(Debug, Clone)]
 pub struct Item {
     /// What it is called in the output: its path or URL, `ARCHIVE/MEMBER`, or `FILE.parquet#ROW`.
     pub name: String,
     /// What WebDataset calls it, where it is a tar shard's.
     pub key: Option<String>,
+    /// Its text, where it is a row of a table that has one.
+    pub text: Option<String>,
     /// Where its bytes are.
     pub picture: Picture,
 }
@@ -59,29 +63,14 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// The inputs as typed.
-    pub fn new(args: &CaptionArgs) -> Inputs {
+    /// The inputs as typed. `is_null_ended` is of the entries of a list on standard input, `image_column` of Parquet
+    /// files.
+    pub fn new(inputs: &[OsString], is_null_ended: bool, image_column: Option<&str>) -> Inputs {
         Inputs {
-            inputs: args.inputs.clone(),
-            separator: if args.null { 0 } else { b'\n' },
-            image_column: args.image_column.clone(),
+            inputs: inputs.to_vec(),
+            separator: if is_null_ended { 0 } else { b'\n' },
+            image_column: image_column.map(str::to_owned),
         }
-    }
-
-    /// Whether a second walk would find the same.
-    pub fn can_be_walked_twice(&self) -> bool {
-        !self.inputs.iter().any(|input| input == "-")
-    }
-
-    /// Tells of all pictures. What cannot be read is told of as well, as a picture that has no bytes.
-    pub fn walk(&self, visitor: &mut dyn Visitor) -> ControlFlow<()> {
-        for input in &self.inputs {
-            match input == "-" {
-                true => self.list(&mut std::io::stdin().lock(), visitor)?,
-                false => self.input(input, visitor)?,
-            }
-        }
-        ControlFlow::Continue(())
     }
 
     fn list(&self, list: &mut dyn BufRead, visitor: &mut dyn Visitor) -> ControlFlow<()> {
@@ -171,6 +160,23 @@ impl Inputs {
     }
 }
 
+impl feed::Walk for Inputs {
+    fn can_be_walked_twice(&self) -> bool {
+        !self.inputs.iter().any(|input| input == "-")
+    }
+
+    /// What cannot be read is told of as well, as a picture that has no bytes.
+    fn walk(&self, visitor: &mut dyn Visitor) -> ControlFlow<()> {
+        for input in &self.inputs {
+            match input == "-" {
+                true => self.list(&mut std::io::stdin().lock(), visitor)?,
+                false => self.input(input, visitor)?,
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
 /// Tells of one picture.
 fn offer(
     visitor: &mut dyn Visitor,
@@ -182,6 +188,7 @@ fn offer(
         true => visitor.take(Item {
             name: name.to_owned(),
             key: key.map(str::to_owned),
+            text: None,
             picture: picture(),
         }),
         false => ControlFlow::Continue(()),
@@ -203,7 +210,8 @@ fn display(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn url(input: &OsStr) -> Option<&str> {
+/// An http or https URL, where it is one.
+pub fn url(input: &OsStr) -> Option<&str> {
     let text = input.to_str()?;
     let (scheme, _) = text.split_once("://")?;
     ["http", "https"]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as PhysicalType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
 use parquet::record::reader::TreeBuilder;
-use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescriptor, Type, TypePtr};
 
 use super::{Item, Picture, Visitor, display, unreadable, url};
@@ -28,8 +28,18 @@ pub(super) fn walk(
     column: Option<&str>,
     visitor: &mut dyn Visitor,
 ) -> ControlFlow<()> {
+    walk_with_text(path, column, None, visitor)
+}
+
+/// As [`walk`], with the text of each row from the column `text`.
+pub(crate) fn walk_with_text(
+    path: &Path,
+    column: Option<&str>,
+    text: Option<&str>,
+    visitor: &mut dyn Visitor,
+) -> ControlFlow<()> {
     // The library checks much of what a damaged file says, but not all of it.
-    let walked = catch_unwind(AssertUnwindSafe(|| walk_file(path, column, visitor)));
+    let walked = catch_unwind(AssertUnwindSafe(|| walk_file(path, column, text, visitor)));
     let failure = match walked {
         Ok(Ok(flow)) => return flow,
         Ok(Err(error)) => error.to_string(),
@@ -41,13 +51,15 @@ pub(super) fn walk(
 fn walk_file(
     path: &Path,
     column: Option<&str>,
+    text: Option<&str>,
     visitor: &mut dyn Visitor,
 ) -> Result<ControlFlow<()>, ParquetError> {
     let reader = SerializedFileReader::new(File::open(path)?)?;
     let schema = reader.metadata().file_metadata().schema();
-    let field = find_column(schema, column)?;
+    let mut fields = vec![find_column(schema, column)?];
+    fields.extend(text.map(|name| find_text(schema, name)).transpose()?);
     let projection = Type::group_type_builder(schema.name())
-        .with_fields(vec![field])
+        .with_fields(fields)
         .build()?;
     let columns = Arc::new(SchemaDescriptor::new(Arc::new(projection)));
     let mut number = 0_u64;
@@ -72,12 +84,19 @@ fn walk_file(
             if row < first || row > first && !visitor.wants(&name(row)) {
                 continue;
             }
-            let picture = picture(fields, path).unwrap_or_else(|| {
+            let mut columns = fields.into_columns().into_iter().map(|(_, field)| field);
+            let picture = columns.next().and_then(|field| picture(field, path));
+            let picture = picture.unwrap_or_else(|| {
                 Picture::Unreadable(format!("{}: no picture in this row", name(row)))
             });
+            let text = match columns.next() {
+                Some(Field::Str(text)) => Some(text),
+                _ => None,
+            };
             let flow = visitor.take(Item {
                 name: name(row),
                 key: None,
+                text,
                 picture,
             });
             if flow.is_break() {
@@ -126,6 +145,23 @@ fn find_column(schema: &Type, named: Option<&str>) -> Result<TypePtr, ParquetErr
     Err(ParquetError::General(problem))
 }
 
+fn find_text(schema: &Type, name: &str) -> Result<TypePtr, ParquetError> {
+    let fields = schema.get_fields();
+    match fields.iter().find(|field| field.name() == name) {
+        Some(field) if holds_text(field) => Ok(field.clone()),
+        Some(_) => Err(ParquetError::General(format!(
+            "column {name} holds no text"
+        ))),
+        None => {
+            let names: Vec<&str> = fields.iter().map(|field| field.name()).collect();
+            let names = names.join(", ");
+            Err(ParquetError::General(format!(
+                "there is no column {name} among {names}"
+            )))
+        }
+    }
+}
+
 /// Bytes, or a group with bytes in it.
 fn holds_bytes(field: &TypePtr) -> bool {
     match field.is_primitive() {
@@ -158,8 +194,7 @@ fn is_repeated(field: &TypePtr) -> bool {
     info.has_repetition() && info.repetition() == Repetition::REPEATED
 }
 
-fn picture(row: Row, file: &Path) -> Option<Picture> {
-    let (_, field) = row.into_columns().into_iter().next()?;
+fn picture(field: Field, file: &Path) -> Option<Picture> {
     match field {
         Field::Group(group) => {
             let mut parts = group.into_columns();
