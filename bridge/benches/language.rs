@@ -91,7 +91,7 @@ fn language_model(criterion: &mut Criterion) {
                 let prefill = |_| {
                     let mut prompt = vec![PromptPart::Tokens(tokens(&engine, n_tokens))];
                     if n_image > 0 {
-                        let soft_prompt = vec![0.01; n_image * n_embd].into();
+                        let soft_prompt: Arc<[f32]> = vec![0.01; n_image * n_embd].into();
                         prompt.insert(0, PromptPart::Embeddings(soft_prompt));
                     }
                     ended(submit(&engine, prompt, 1)).prefill

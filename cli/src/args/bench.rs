@@ -27,7 +27,7 @@ pub struct BenchArgs {
     pub picture: Option<PathBuf>,
     /// Stages to measure [default: all]
     #[arg(long, value_enum, value_name = "PART")]
-    pub only: Option<Part>,
+    pub only: Option<StageGroup>,
     /// Show where ViT and Q-Former spend their time, operation by operation, in place of the stages
     #[arg(long, conflicts_with = "only")]
     pub operations: bool,
@@ -59,7 +59,7 @@ pub struct BenchArgs {
 
 /// Some of the stages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Part {
+pub enum StageGroup {
     /// From the picture file to the projection
     Vision,
     /// Reading a prompt and decoding

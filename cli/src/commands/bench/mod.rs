@@ -19,7 +19,7 @@ use prompts::{Message, Part, Role};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use super::{load_model, model_options, print_json};
-use crate::args::{BenchArgs, Part};
+use crate::args::{BenchArgs, StageGroup};
 use crate::input::read_image;
 use crate::machine::Machine;
 use crate::progress;
@@ -73,15 +73,15 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// All stages, in the order in which a request passes them.
     fn stages(&self) -> Result<Vec<Stage>> {
-        let wants = |part| self.args.only.is_none_or(|only| only == part);
+        let wants = |group| self.args.only.is_none_or(|only| only == group);
         let mut stages = Vec::new();
-        if wants(Part::Vision) {
+        if wants(StageGroup::Vision) {
             stages.extend(self.vision()?);
         }
-        if wants(Part::LanguageModel) {
+        if wants(StageGroup::LanguageModel) {
             stages.extend(self.language_model()?);
         }
-        if wants(Part::Captions) {
+        if wants(StageGroup::Captions) {
             let (_, stage) =
                 self.timed("caption", || ended(self.caption(self.picture.clone())?))?;
             stages.push(stage);
