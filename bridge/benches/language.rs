@@ -30,9 +30,8 @@ const SLOTS: usize = 4;
 
 fn projection(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("projection");
-    let random = |shape: &[usize]| {
-        Tensor::randn(0f32, 0.02, shape, &Device::Cpu).expect("random numbers")
-    };
+    let random =
+        |shape: &[usize]| Tensor::randn(0f32, 0.02, shape, &Device::Cpu).expect("random numbers");
     for (name, query_width, n_embd) in [
         ("demo's, 384 to 576", 384, 576),
         ("OPT-2.7b's, 768 to 2560", 768, 2560),
@@ -66,7 +65,8 @@ fn language_model(criterion: &mut Criterion) {
         );
         return;
     };
-    let bundle = Bundle::open(&bundle).unwrap_or_else(|error| panic!("QBRIDGE_DEMO_BUNDLE: {error}"));
+    let bundle =
+        Bundle::open(&bundle).unwrap_or_else(|error| panic!("QBRIDGE_DEMO_BUNDLE: {error}"));
     let path = bundle.llm_path().expect("a language model");
     let model = Arc::new(LanguageModel::load(&path).expect("a language model"));
     let options = EngineOptions {

@@ -59,8 +59,9 @@ fn blip2() -> Shape {
     Shape {
         names: ["ViT-g", "BLIP-2's"],
         vision: VisionConfig {
-            num_hidden_layers: blocks
-                .map_or(2, |blocks| blocks.parse().expect("QBRIDGE_BENCH_BLOCKS: a number")),
+            num_hidden_layers: blocks.map_or(2, |blocks| {
+                blocks.parse().expect("QBRIDGE_BENCH_BLOCKS: a number")
+            }),
             ..VisionConfig::default()
         },
         qformer: QFormerConfig::default(),

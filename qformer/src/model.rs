@@ -454,9 +454,8 @@ impl Attention {
 
     /// Both `[batch, rows, hidden_size]`.
     fn keys_and_values(&self, attended: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
-        let product = |linear: &Linear| {
-            timed_tensor("attention: keys, values", || linear.forward(attended))
-        };
+        let product =
+            |linear: &Linear| timed_tensor("attention: keys, values", || linear.forward(attended));
         Ok((product(&self.key)?, product(&self.value)?))
     }
 

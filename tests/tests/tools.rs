@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use qbridge_tests::{
-    Server, chat, demo_bundle, one_line_error, qbridge, qbridge_path, repository, stdout,
+    Server, chat, demo_bundle, golden, one_line_error, qbridge, qbridge_path, repository, stdout,
 };
 use serde_json::Value;
 
@@ -264,7 +264,9 @@ fn bench_measures_a_part_alone() {
                 .stderr(Stdio::null()),
         );
         let stages = found["stages"].as_array().unwrap().iter();
-        let names: Vec<&str> = stages.map(|stage| stage["name"].as_str().unwrap()).collect();
+        let names: Vec<&str> = stages
+            .map(|stage| stage["name"].as_str().unwrap())
+            .collect();
         assert_eq!(names, expected, "{part}");
     }
 }
@@ -291,7 +293,11 @@ fn bench_tells_where_the_time_goes() {
         // The demo's ViT has ten blocks, its Q-Former two layers that attend to themselves and to the picture.
         assert_eq!(calls(vit, "MLP: fc1"), Some(10), "{vit}");
         assert_eq!(calls(vit, "LayerNorm"), Some(21), "{vit}");
-        assert_eq!(calls(qformer, "attention: keys, values"), Some(8), "{qformer}");
+        assert_eq!(
+            calls(qformer, "attention: keys, values"),
+            Some(8),
+            "{qformer}"
+        );
         let numbers = calls(vit, "8 bits: rows to numbers");
         assert_eq!(numbers.is_some(), has_numbers, "{vit}");
         for part in [vit, qformer] {

@@ -69,9 +69,7 @@ pub fn run(args: &BenchArgs, picture: &[u8]) -> Result<ExitCode> {
     let texts = instructions(&encoder).repeat(usize::from(batch));
     let vision = encoder.vision(&pixels)?;
     let parts = vec![
-        measure("ViT", args, || {
-            finished(encoder.vision(&pixels)?).map(drop)
-        })?,
+        measure("ViT", args, || finished(encoder.vision(&pixels)?).map(drop))?,
         measure("Q-Former", args, || {
             finished(encoder.queries(&vision, &texts)?).map(drop)
         })?,
