@@ -12,7 +12,7 @@ ifndef PORTABLE
 $(foreach feature,$(shell scripts/cpu-features.sh),$(eval export $(feature)))
 endif
 
-.PHONY: demo demo-bundle build setup test lint
+.PHONY: demo demo-bundle build setup test lint bench cuda-check
 
 demo: build
 	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) && demo/ask.sh $(QBRIDGE) "$$bundle" \
@@ -27,6 +27,24 @@ build: setup
 
 setup:
 	@scripts/setup.sh
+
+# qbridge beside transformers in PyTorch, ONNX Runtime and llama.cpp's bench program: raw runs and a table, in
+# docs/performance. About 40 minutes on a quiet machine, after what is fetched and built once; QUICK=1 takes minutes and
+# writes to standard output. ROUNDS=7 for more rounds; BENCH_ARGS='--parts encode --subjects demo' for less;
+# BENCH_PYTHON for a Python that has the peers already; LLAMA_BENCH for a program that is built already.
+bench: build
+	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) \
+	  && packages="$(PYTHONPATH)" && llama="$(LLAMA_BENCH)" \
+	  && if [ -z "$(BENCH_PYTHON)" ]; then packages=$$(scripts/pip-target.sh tests/bench/requirements.txt $(CACHE)); fi \
+	  && if [ -z "$$llama" ] && [ -z "$(QUICK)" ]; then llama=$$(scripts/llama-bench.sh $(CACHE)); fi \
+	  && PYTHONPATH="$$packages" $(or $(BENCH_PYTHON),python3) tests/bench/bench.py --qbridge $(QBRIDGE) \
+	     --demo "$$bundle" --work $(CACHE)/bench $${llama:+--llama-bench "$$llama"} \
+	     $(if $(QUICK),--quick) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
+
+# Compiles what runs on an NVIDIA GPU, without one and without a driver (docs/cuda.md).
+cuda-check: setup
+	@eval "$$(scripts/cuda-toolkit.sh $(CACHE))" && cargo check $(CARGO_FLAGS) -p qbridge-cli --features cuda \
+	  --target-dir $(CACHE)/target-cuda
 
 lint: setup
 	cargo fmt --all --check

@@ -74,11 +74,6 @@ impl Matcher {
         &self.heads
     }
 
-    /// The same, by the name that it had when BLIP-2's first stage was all that there was.
-    pub fn stage1(&self) -> &Heads {
-        &self.heads
-    }
-
     /// What the model can do.
     pub fn abilities(&self) -> Abilities {
         self.heads.abilities()

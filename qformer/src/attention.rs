@@ -10,6 +10,7 @@ use rten_tensor::NdTensorView;
 
 use crate::kernels;
 use crate::linear::runs_here;
+use crate::operations::{count_product, timed_tensor};
 
 /// `softmax(q * k^T / sqrt(width / heads)) * v` in each head.
 ///
@@ -37,9 +38,24 @@ pub(crate) fn attention_to(
     heads: usize,
     visible: Option<&Visible>,
 ) -> candle_core::Result<Tensor> {
-    if runs_here(q) {
-        return q.apply_op3_no_bwd(k, v, &Attention { heads, visible });
-    }
+    timed_tensor("attention: softmax(q kT) v", || {
+        let (batch, queries, width) = q.dims3()?;
+        count_product(2 * batch * queries, k.dim(1)?, width);
+        if runs_here(q) {
+            return q.apply_op3_no_bwd(k, v, &Attention { heads, visible });
+        }
+        portable(q, k, v, heads, visible)
+    })
+}
+
+/// [`attention_to`] by candle's operations.
+fn portable(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    visible: Option<&Visible>,
+) -> candle_core::Result<Tensor> {
     let (batch, queries, width) = q.dims3()?;
     let split = |x: &Tensor| -> candle_core::Result<Tensor> {
         x.reshape((batch, x.dim(1)?, heads, width / heads))?

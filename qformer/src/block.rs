@@ -9,6 +9,7 @@ use crate::checkpoint::Weights;
 use crate::config::{Activation, VisionConfig};
 use crate::linear::Linear;
 use crate::norm::LayerNorm;
+use crate::operations::timed_tensor;
 
 /// Sizes of a block.
 #[derive(Debug, Clone, Copy)]
@@ -161,7 +162,8 @@ impl Block {
         visible: Option<&Visible>,
     ) -> candle_core::Result<Tensor> {
         let width = hidden.dim(D::Minus1)?;
-        let qkv = self.qkv.forward(&self.norm1.forward(hidden)?)?;
+        let normed = self.norm1.forward(hidden)?;
+        let qkv = timed_tensor("attention: q, k, v", || self.qkv.forward(&normed))?;
         let mixed = attention_to(
             &qkv.narrow(2, 0, width)?,
             &qkv.narrow(2, width, width)?,
@@ -169,9 +171,15 @@ impl Block {
             self.heads,
             visible,
         )?;
-        let hidden = self.projection.forward_add(&mixed, hidden)?;
+        let hidden = timed_tensor("attention: projection, residual", || {
+            self.projection.forward_add(&mixed, hidden)
+        })?;
         let normed = self.norm2.forward(&hidden)?;
-        let inner = self.fc1.forward_activated(&normed, self.activation)?;
-        self.fc2.forward_add(&inner, &hidden)
+        let inner = timed_tensor("MLP: fc1", || {
+            self.fc1.forward_activated(&normed, self.activation)
+        })?;
+        timed_tensor("MLP: fc2, residual", || {
+            self.fc2.forward_add(&inner, &hidden)
+        })
     }
 }

@@ -9,6 +9,7 @@ use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedB
 use rten_tensor::NdTensorView;
 
 use crate::kernels;
+use crate::operations::timed;
 
 /// Rows that a thread quantizes at a time.
 const ROWS: usize = 8;
@@ -69,13 +70,15 @@ impl Int8Matrix {
         let levels = if gemm.may_saturate() { 127.0 } else { 255.0 };
         let (mut numbers, mut zeros, mut scales) =
             (vec![0; x.len()], vec![0; rows], vec![0.0; rows]);
-        x.par_chunks(ROWS * inputs)
-            .zip(numbers.par_chunks_mut(ROWS * inputs))
-            .zip(zeros.par_chunks_mut(ROWS))
-            .zip(scales.par_chunks_mut(ROWS))
-            .for_each(|(((x, numbers), zeros), scales)| {
-                kernels::quantize(x, inputs, levels, numbers, zeros, scales);
-            });
+        timed("8 bits: rows to numbers", || {
+            x.par_chunks(ROWS * inputs)
+                .zip(numbers.par_chunks_mut(ROWS * inputs))
+                .zip(zeros.par_chunks_mut(ROWS))
+                .zip(scales.par_chunks_mut(ROWS))
+                .for_each(|(((x, numbers), zeros), scales)| {
+                    kernels::quantize(x, inputs, levels, numbers, zeros, scales);
+                });
+        });
         let numbers = NdTensorView::try_from_data([rows, inputs], numbers.as_slice())
             .map_err(candle_core::Error::wrap)?;
         // The zeros are taken out below: told of them, rten-gemm 0.27 takes those of the first rows for all.
@@ -93,12 +96,14 @@ impl Int8Matrix {
             scales: &self.scales,
             bias,
         };
-        sums.par_chunks(ROWS * outputs)
-            .zip(output.par_chunks_mut(ROWS * outputs))
-            .zip(zeros.par_chunks(ROWS).zip(scales.par_chunks(ROWS)))
-            .for_each(|((sums, output), (zeros, scales))| {
-                kernels::dequantize(sums, zeros, scales, &columns, output, add);
-            });
+        timed("8 bits: sums to values", || {
+            sums.par_chunks(ROWS * outputs)
+                .zip(output.par_chunks_mut(ROWS * outputs))
+                .zip(zeros.par_chunks(ROWS).zip(scales.par_chunks(ROWS)))
+                .for_each(|((sums, output), (zeros, scales))| {
+                    kernels::dequantize(sums, zeros, scales, &columns, output, add);
+                });
+        });
         Ok(())
     }
 }

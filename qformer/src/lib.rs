@@ -47,6 +47,7 @@ mod linear;
 pub mod mask;
 pub mod model;
 mod norm;
+pub mod operations;
 pub mod positions;
 pub mod preprocess;
 mod resize;

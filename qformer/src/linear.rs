@@ -15,6 +15,7 @@ use crate::checkpoint::Weights;
 use crate::config::Activation;
 use crate::int8::{Int8Matrix, Int8Weight};
 use crate::kernels;
+use crate::operations::{count_product, timed, timed_tensor};
 
 /// Values a thread takes at a time in an element-wise pass: within its L2.
 const CHUNK: usize = 1 << 14;
@@ -226,10 +227,10 @@ impl Linear {
             }),
             Kind::Dense { weight_t, bias } => {
                 let y = dense(x, weight_t, bias.as_ref())?;
-                match activation {
+                timed_tensor("GELU", || match activation {
                     Activation::Gelu => y.gelu_erf(),
                     Activation::QuickGelu => &y * candle_nn::ops::sigmoid(&(&y * 1.702)?)?,
-                }
+                })
             }
         }
     }
@@ -255,6 +256,7 @@ fn dense(x: &Tensor, weight_t: &Tensor, bias: Option<&Tensor>) -> candle_core::R
     // One product over all rows: a batch of products with a shared right side
     // is slower everywhere.
     let rows = x.elem_count().checked_div(inputs).unwrap_or(0);
+    count_product(rows, inputs, weight_t.dim(1)?);
     let y = x.reshape((rows, inputs))?.matmul(weight_t)?;
     let y = match bias {
         Some(bias) => y.broadcast_add(bias)?,
@@ -274,11 +276,15 @@ struct Product<'a> {
 impl Product<'_> {
     /// Writes the layer's output, added to what is there where `add`.
     fn run(&self, x: &[f32], output: &mut [f32], add: bool) -> candle_core::Result<()> {
+        let (inputs, outputs) = (self.packed.inputs(), self.packed.outputs());
+        count_product(x.len() / inputs, inputs, outputs);
         self.packed.multiply(x, output, add)?;
         if let Some(activation) = self.activation {
-            output.par_chunks_mut(CHUNK).for_each(match activation {
-                Activation::Gelu => kernels::gelu,
-                Activation::QuickGelu => kernels::quick_gelu,
+            timed("GELU", || {
+                output.par_chunks_mut(CHUNK).for_each(match activation {
+                    Activation::Gelu => kernels::gelu,
+                    Activation::QuickGelu => kernels::quick_gelu,
+                });
             });
         }
         Ok(())

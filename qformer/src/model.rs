@@ -20,6 +20,7 @@ use crate::config::{self, QFormerConfig};
 use crate::linear::Linear;
 use crate::mask::Mask;
 use crate::norm::LayerNorm;
+use crate::operations::timed_tensor;
 use crate::{Error, Result};
 
 /// `query_tokens` and `qformer.*` of a checkpoint.
@@ -402,8 +403,11 @@ impl FeedForward {
     }
 
     fn forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
-        let inner = self.intermediate.forward_gelu(hidden)?;
-        self.output.forward(&inner, hidden)
+        let inner = timed_tensor("feed-forward: first", || {
+            self.intermediate.forward_gelu(hidden)
+        })?;
+        self.output
+            .forward("feed-forward: second, residual", &inner, hidden)
     }
 }
 
@@ -450,7 +454,9 @@ impl Attention {
 
     /// Both `[batch, rows, hidden_size]`.
     fn keys_and_values(&self, attended: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
-        Ok((self.key.forward(attended)?, self.value.forward(attended)?))
+        let product =
+            |linear: &Linear| timed_tensor("attention: keys, values", || linear.forward(attended));
+        Ok((product(&self.key)?, product(&self.value)?))
     }
 
     fn attend(
@@ -460,9 +466,10 @@ impl Attention {
         values: &Tensor,
         visible: Option<&Visible>,
     ) -> candle_core::Result<Tensor> {
-        let queries = self.query.forward(hidden)?;
+        let queries = timed_tensor("attention: queries", || self.query.forward(hidden))?;
         let mixed = attention_to(&queries, keys, values, self.heads, visible)?;
-        self.output.forward(&mixed, hidden)
+        self.output
+            .forward("attention: output, residual", &mixed, hidden)
     }
 }
 
@@ -482,8 +489,14 @@ impl Output {
         })
     }
 
-    fn forward(&self, x: &Tensor, residual: &Tensor) -> candle_core::Result<Tensor> {
-        self.layer_norm
-            .forward(&self.dense.forward_add(x, residual)?)
+    /// `name` is what the product is called where operations are recorded.
+    fn forward(
+        &self,
+        name: &'static str,
+        x: &Tensor,
+        residual: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        let sum = timed_tensor(name, || self.dense.forward_add(x, residual))?;
+        self.layer_norm.forward(&sum)
     }
 }

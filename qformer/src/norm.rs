@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use crate::checkpoint::Weights;
 use crate::kernels;
 use crate::linear::{runs_here, values};
+use crate::operations::timed_tensor;
 
 /// Rows a thread takes at a time.
 const ROWS: usize = 16;
@@ -29,16 +30,18 @@ impl LayerNorm {
 
     /// `[..., width]` to the same shape.
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let x = x.contiguous()?;
-        if runs_here(&x) {
-            x.apply_op1_no_bwd(&Rows {
-                weight: self.weight.to_vec1()?,
-                bias: self.bias.to_vec1()?,
-                eps: self.eps,
-            })
-        } else {
-            candle_nn::ops::layer_norm(&x, &self.weight, &self.bias, self.eps)
-        }
+        timed_tensor("LayerNorm", || {
+            let x = x.contiguous()?;
+            if runs_here(&x) {
+                x.apply_op1_no_bwd(&Rows {
+                    weight: self.weight.to_vec1()?,
+                    bias: self.bias.to_vec1()?,
+                    eps: self.eps,
+                })
+            } else {
+                candle_nn::ops::layer_norm(&x, &self.weight, &self.bias, self.eps)
+            }
+        })
     }
 }
 

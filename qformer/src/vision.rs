@@ -17,7 +17,7 @@ use crate::checkpoint::Weights;
 use crate::config::VisionConfig;
 use crate::linear::Linear;
 use crate::norm::LayerNorm;
-use crate::{Error, Result};
+use crate::{Error, Result, operations};
 
 /// `vision_model.*` of a checkpoint.
 #[derive(Debug)]
@@ -73,9 +73,23 @@ impl VisionModel {
         Ok(self.post_layernorm.forward(&class)?)
     }
 
+    /// One transformer block alone, from 0, to measure it: `[batch, positions, hidden_size]` to
+    /// the same shape.
+    ///
+    /// # Errors
+    /// There is no such block, `hidden` has another shape, or the device fails.
+    pub fn block(&self, index: usize, hidden: &Tensor) -> Result<Tensor> {
+        let n = self.layers.len();
+        let block = self.layers.get(index).ok_or_else(|| {
+            candle_core::Error::Msg(format!("block {index} of a ViT that has {n}"))
+        })?;
+        Ok(block.forward(hidden, None)?)
+    }
+
     /// What comes before the last LayerNorm.
     fn hidden(&self, pixels: &Tensor) -> Result<Tensor> {
-        let mut hidden = self.embeddings.forward(pixels)?;
+        let embeddings = operations::timed("patch embedding", || self.embeddings.forward(pixels));
+        let mut hidden = embeddings?;
         for layer in &self.layers {
             hidden = layer.forward(&hidden, None)?;
         }

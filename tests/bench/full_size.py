@@ -5,8 +5,9 @@
     qbridge convert DIR --out BUNDLE && qbridge ask BUNDLE cat.png "Question: what is this? Answer:"
 
 DIR gets what transformers saves: config.json, f32 weights in shards of at most 5 GB, preprocessor and tokenizer. Names
-and shapes are those of transformers' own classes. The answers mean nothing; time, memory and sizes do. Needs torch,
-transformers, safetensors and about 16 GB of disk.
+and shapes are those of transformers' own classes. The answers mean nothing; time, memory and sizes do. blip2-opt-1.3b
+has no published model; `make bench` takes it, since it is small for one of full size. Needs torch, transformers,
+safetensors and about 16 GB of disk, half as much with `--dtype float16`.
 """
 
 import argparse
@@ -28,6 +29,9 @@ from transformers import (
 )
 
 LANGUAGE_MODELS = {
+    "blip2-opt-1.3b": lambda: OPTConfig(
+        vocab_size=50304, hidden_size=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32, eos_token_id=50118
+    ),
     "blip2-opt-2.7b": lambda: OPTConfig(
         vocab_size=50304, hidden_size=2560, ffn_dim=10240, num_hidden_layers=32, num_attention_heads=32, eos_token_id=50118
     ),
@@ -60,7 +64,7 @@ def fill(name: str, shape: torch.Size, block: np.ndarray, start: int) -> np.ndar
     return np.resize(np.roll(block, start), shape)
 
 
-def save_weights(shapes: dict[str, torch.Size], out: Path) -> None:
+def save_weights(shapes: dict[str, torch.Size], out: Path, dtype: str) -> None:
     """Shards with their index, as `save_pretrained` names them."""
     groups: list[list[str]] = [[]]
     size = 0
@@ -74,9 +78,10 @@ def save_weights(shapes: dict[str, torch.Size], out: Path) -> None:
     weight_map = {}
     for index, names in enumerate(groups):
         file = f"model-{index + 1:05}-of-{len(groups):05}.safetensors"
-        save_file({name: fill(name, shapes[name], block, len(name) * 997) for name in names}, out / file)
+        tensors = {name: fill(name, shapes[name], block, len(name) * 997) for name in names}
+        save_file({name: tensor.astype(dtype) for name, tensor in tensors.items()}, out / file)
         weight_map |= dict.fromkeys(names, file)
-    total = sum(4 * shape.numel() for shape in shapes.values())
+    total = sum(np.dtype(dtype).itemsize * shape.numel() for shape in shapes.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
     (out / "model.safetensors.index.json").write_text(text)
 
@@ -126,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=LANGUAGE_MODELS)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32")
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     config = Blip2Config(
@@ -137,7 +143,7 @@ def main() -> None:
     config.save_pretrained(args.out)
     BlipImageProcessor(size={"height": 224, "width": 224}).save_pretrained(args.out)
     (save_opt_tokenizer if "opt" in args.model else save_t5_tokenizer)(args.out)
-    save_weights(weights(model), args.out)
+    save_weights(weights(model), args.out, args.dtype)
 
 
 if __name__ == "__main__":

@@ -333,6 +333,33 @@ fn encode_times_each_repetition() {
 }
 
 #[test]
+fn encode_takes_several_batches_and_writes_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("picture.safetensors");
+    let lines = stdout(
+        qbridge(["encode", "--batch", "1,1,3", "--repeat", "2", "--timings"])
+            .arg("--out")
+            .arg(&out)
+            .arg(golden("llm/checkpoint"))
+            .arg(picture("ramp")),
+    );
+    let batches: Vec<u64> = lines
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["batch"]
+                .as_u64()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(batches, [1, 1, 1, 1, 3, 3]);
+    let bytes = std::fs::read(&out).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for name in ["pixels", "vision", "queries", "soft_prompt"] {
+        assert_eq!(tensors.tensor(name).unwrap().shape()[0], 3, "{name}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_answer_and_another_seed_another() {
     let dir = tempfile::tempdir().unwrap();
     let bundle = bundle(dir.path());

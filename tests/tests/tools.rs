@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use qbridge_tests::{
-    Server, chat, demo_bundle, one_line_error, qbridge, qbridge_path, repository, stdout,
+    Server, chat, demo_bundle, golden, one_line_error, qbridge, qbridge_path, repository, stdout,
 };
 use serde_json::Value;
 
@@ -234,6 +234,88 @@ fn what_doctor_estimates_is_what_a_server_takes() {
             (measured..measured * 3 / 2).contains(&estimated),
             "{args:?}: {estimated} bytes estimated, {measured} measured"
         );
+    }
+}
+
+#[test]
+fn bench_measures_a_part_alone() {
+    let args = ["bench", "--repeat", "1", "--warm-up", "0", "--tokens", "2"];
+    for (part, expected) in [
+        (
+            "vision",
+            &[
+                "decode picture",
+                "preprocess",
+                "ViT",
+                "Q-Former",
+                "projection",
+            ][..],
+        ),
+        (
+            "language-model",
+            &["prefill, 64 rows", "decode step, 1 slot"][..],
+        ),
+        ("captions", &["caption"][..]),
+    ] {
+        let found = json(
+            qbridge(args)
+                .args(["--slots", "1", "--rows", "64", "--only", part, "--json"])
+                .arg(demo_bundle())
+                .stderr(Stdio::null()),
+        );
+        let stages = found["stages"].as_array().unwrap().iter();
+        let names: Vec<&str> = stages
+            .map(|stage| stage["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, expected, "{part}");
+    }
+}
+
+#[test]
+fn bench_tells_where_the_time_goes() {
+    for (kind, has_numbers) in [("f32", false), ("int8", true)] {
+        let found = json(
+            qbridge(["bench", "--operations", "--json", "--repeat", "2"])
+                .args(["--batch", "2", "--warm-up", "0", "--vision", kind])
+                .arg(demo_bundle())
+                .stderr(Stdio::null()),
+        );
+        assert_eq!(found["batch"], 2);
+        assert_eq!(found["vision"], kind);
+        let [vit, qformer] = &found["parts"].as_array().unwrap()[..] else {
+            panic!("{found}");
+        };
+        let calls = |part: &Value, name: &str| {
+            let rows = part["operations"].as_array().unwrap();
+            let row = rows.iter().find(|row| row["name"] == name);
+            row.and_then(|row| row["calls"].as_u64())
+        };
+        // The demo's ViT has ten blocks, its Q-Former two layers that attend to themselves and to the picture.
+        assert_eq!(calls(vit, "MLP: fc1"), Some(10), "{vit}");
+        assert_eq!(calls(vit, "LayerNorm"), Some(21), "{vit}");
+        assert_eq!(
+            calls(qformer, "attention: keys, values"),
+            Some(8),
+            "{qformer}"
+        );
+        let numbers = calls(vit, "8 bits: rows to numbers");
+        assert_eq!(numbers.is_some(), has_numbers, "{vit}");
+        for part in [vit, qformer] {
+            let rows = part["operations"].as_array().unwrap();
+            let sum: f64 = rows.iter().map(|row| row["share"].as_f64().unwrap()).sum();
+            assert!((sum - 1.0).abs() < 1e-6, "{part}");
+            let products = rows.iter().filter(|row| row.get("gflops").is_some());
+            assert!(products.count() >= 5, "{part}");
+        }
+    }
+    // A checkpoint directory has no language model, and needs none here.
+    let table = stdout(
+        qbridge(["bench", "--operations", "--repeat", "1"])
+            .arg(golden("llm/checkpoint"))
+            .stderr(Stdio::null()),
+    );
+    for part in ["\nViT, ", "\nQ-Former, ", "\nrest "] {
+        assert!(table.contains(part), "{table}");
     }
 }
 

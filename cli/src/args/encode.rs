@@ -9,12 +9,13 @@ use super::VisionProducts;
 /// `qbridge encode`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Tensors, all f32, N copies of the picture (1, or --batch): pixels [N, 3, S, S],
+    after_help = "Tensors, all f32, N copies of the picture (1, or the last --batch): pixels [N, 3, S, S],
 vision [N, patches + 1, vision width], queries [N, queries, Q-Former width], soft_prompt [N, queries, n_embd].
 
 Examples:
   qbridge encode demo cat.png --out cat.safetensors
   qbridge encode blip2-opt-2.7b/ cat.png --repeat 10 --timings
+  qbridge encode demo cat.png --batch 1,1,4,16 --timings
   qbridge encode instructblip cat.png --instruction \"what is this?\" --out cat.safetensors"
 )]
 pub struct EncodeArgs {
@@ -31,13 +32,19 @@ pub struct EncodeArgs {
     /// How ViT and Q-Former multiply on a CPU
     #[arg(long, value_enum, default_value_t = VisionProducts::Auto)]
     pub vision: VisionProducts,
-    /// Encode this many copies of it at once
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub batch: u16,
-    /// Encode this many times
+    /// Encode this many copies of it at once; several numbers one after the other
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "1",
+        value_parser = clap::value_parser!(u16).range(1..=256)
+    )]
+    pub batch: Vec<u16>,
+    /// Encode each this many times
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
-    /// Print {"seconds", "preprocess", "forward"} for each repetition
+    /// Print {"batch", "seconds", "preprocess", "forward"} for each repetition
     #[arg(long)]
     pub timings: bool,
 }

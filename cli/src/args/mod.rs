@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 pub use ask::{AskArgs, Asked};
-pub use bench::BenchArgs;
+pub use bench::{BenchArgs, StageGroup};
 pub use caption::{CaptionArgs, OutputFormat, Shard, SidecarFormat};
 pub use chat::ChatArgs;
 pub use classify::ClassifyArgs;

@@ -17,6 +17,7 @@ use crate::progress;
 /// One repetition, in seconds.
 #[derive(Debug, Serialize)]
 struct Timing {
+    batch: u16,
     seconds: f64,
     preprocess: f64,
     forward: f64,
@@ -27,18 +28,20 @@ pub fn run(args: &EncodeArgs) -> Result<ExitCode> {
     let file = read_image(&args.image)?;
     let spinner = progress::spinner(format!("encoding {}", args.image.display()));
     let encoder = ImageEncoder::open(&args.model, args.vision.into(), &default_device()?)?;
-    let instructions: Vec<&str> = match &args.instruction {
-        Some(text) => vec![text; usize::from(args.batch)],
-        None => Vec::new(),
-    };
     let mut last = None;
-    for _ in 0..args.repeat {
+    let repeated = |batch| std::iter::repeat_n(batch, args.repeat as usize);
+    for batch in args.batch.iter().copied().flat_map(repeated) {
+        let copies = usize::from(batch);
+        let instructions: Vec<&str> = match &args.instruction {
+            Some(text) => vec![text; copies],
+            None => Vec::new(),
+        };
         let started = Instant::now();
         let pixels = encoder
             .pixels(&file)
             .with_context(|| args.image.display().to_string())?
             .unsqueeze(0)
-            .and_then(|pixels| pixels.repeat((usize::from(args.batch), 1, 1, 1)))
+            .and_then(|pixels| pixels.repeat((copies, 1, 1, 1)))
             .map_err(bridge::Error::from)?;
         let preprocess = started.elapsed().as_secs_f64();
         let encoding = encoder.forward(&pixels, &instructions)?;
@@ -46,6 +49,7 @@ pub fn run(args: &EncodeArgs) -> Result<ExitCode> {
         if args.timings {
             spinner.suspend(|| {
                 print_json(&Timing {
+                    batch,
                     seconds,
                     preprocess,
                     forward: seconds - preprocess,

@@ -1,5 +1,6 @@
 //! `qbridge bench`: how long each stage takes, from a picture's bytes to a caption, on the objects that a server runs.
 
+mod operations;
 mod picture;
 mod report;
 
@@ -18,7 +19,7 @@ use prompts::{Message, Part, Role};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use super::{load_model, model_options, print_json};
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, StageGroup};
 use crate::input::read_image;
 use crate::machine::Machine;
 use crate::progress;
@@ -33,6 +34,9 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         Some(path) => read_image(path)?,
         None => picture::jpeg()?.into(),
     };
+    if args.operations {
+        return operations::run(args, &picture);
+    }
     let options = ModelOptions {
         // Every picture is encoded, as one that comes for the first time.
         image_cache_bytes: 0,
@@ -69,18 +73,32 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// All stages, in the order in which a request passes them.
     fn stages(&self) -> Result<Vec<Stage>> {
+        let wants = |group| self.args.only.is_none_or(|only| only == group);
+        let mut stages = Vec::new();
+        if wants(StageGroup::Vision) {
+            stages.extend(self.vision()?);
+        }
+        if wants(StageGroup::LanguageModel) {
+            stages.extend(self.language_model()?);
+        }
+        if wants(StageGroup::Captions) {
+            let (_, stage) =
+                self.timed("caption", || ended(self.caption(self.picture.clone())?))?;
+            stages.push(stage);
+            if self.args.slots > 1 {
+                stages.push(self.captions()?);
+            }
+        }
+        Ok(stages)
+    }
+
+    /// From a picture file to the rows that the language model reads.
+    fn vision(&self) -> Result<Vec<Stage>> {
         let encoder = self.model.image_encoder();
-        let instructions: &[&str] = match encoder.reads_instruction() {
-            true => &["What is in the picture?"],
-            false => &[],
-        };
         let mut stages = Vec::new();
         let (image, stage) = self
             .timed("decode picture", || Ok(encoder.decode(&self.picture)?))
-            .with_context(|| match &self.args.picture {
-                Some(path) => path.display().to_string(),
-                None => "the picture that is made here".to_owned(),
-            })?;
+            .with_context(|| picture_name(self.args))?;
         stages.push(stage);
         let (pixels, stage) = self.timed("preprocess", || Ok(encoder.preprocess(&image)?))?;
         stages.push(stage);
@@ -88,21 +106,19 @@ impl Bench<'_> {
         let (vision, stage) = self.timed("ViT", || finished(encoder.vision(&pixels)?))?;
         stages.push(stage);
         let (queries, stage) = self.timed("Q-Former", || {
-            finished(encoder.queries(&vision, instructions)?)
+            finished(encoder.queries(&vision, instructions(encoder))?)
         })?;
         stages.push(stage);
-        let (rows, stage) = self.timed("projection", || finished(encoder.project(&queries)?))?;
+        let (_, stage) = self.timed("projection", || finished(encoder.project(&queries)?))?;
         stages.push(stage);
-        stages.push(self.prefill(&rows, encoder)?);
-        stages.push(self.decode(1)?);
+        Ok(stages)
+    }
+
+    /// Prefill and decoding.
+    fn language_model(&self) -> Result<Vec<Stage>> {
+        let mut stages = vec![self.prefill()?, self.decode(1)?];
         if self.args.slots > 1 {
             stages.push(self.decode(self.args.slots.into())?);
-        }
-        let caption = |picture: Arc<[u8]>| self.caption(picture);
-        let (_, stage) = self.timed("caption", || ended(caption(self.picture.clone())?))?;
-        stages.push(stage);
-        if self.args.slots > 1 {
-            stages.push(self.captions()?);
         }
         Ok(stages)
     }
@@ -134,10 +150,13 @@ impl Bench<'_> {
         (0..self.args.repeat).map(|_| run()).collect()
     }
 
-    /// Reading a prompt: the rows of a picture, and tokens.
-    fn prefill(&self, soft_prompt: &Tensor, encoder: &ImageEncoder) -> Result<Stage> {
-        let soft_prompt: Arc<[f32]> = soft_prompt.flatten_all()?.to_vec1::<f32>()?.into();
-        let n_image = soft_prompt.len() / encoder.n_embd();
+    /// Reading a prompt: rows as a picture has them, whose values matter to no duration, and tokens.
+    fn prefill(&self) -> Result<Stage> {
+        let n_image = self.model.manifest().num_query_tokens;
+        let n_embd = self.model.image_encoder().n_embd();
+        let soft_prompt: Arc<[f32]> = (0..n_image * n_embd)
+            .map(|i| (i * 7919 % 2001) as f32 * 1e-5 - 0.01)
+            .collect();
         let most = self.model.engine().max_prompt_rows();
         let n_rows = (self.args.rows as usize).max(n_image + 1).min(most);
         let seconds = self.measured("prefill", || {
@@ -250,6 +269,22 @@ fn ended(mut events: Receiver<Event>) -> Result<Summary> {
             Some(Event::Error(error)) => return Err(error.into()),
             None => return Err(bridge::Error::Stopped.into()),
         }
+    }
+}
+
+/// What a Q-Former that reads an instruction is given.
+fn instructions(encoder: &ImageEncoder) -> &'static [&'static str] {
+    match encoder.reads_instruction() {
+        true => &["What is in the picture?"],
+        false => &[],
+    }
+}
+
+/// What an error calls the picture.
+fn picture_name(args: &BenchArgs) -> String {
+    match &args.picture {
+        Some(path) => path.display().to_string(),
+        None => "the picture that is made here".to_owned(),
     }
 }
 

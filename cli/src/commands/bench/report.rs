@@ -123,7 +123,8 @@ fn rounded<S: Serializer>(seconds: &[f64], serializer: S) -> Result<S::Ok, S::Er
 }
 
 impl Seconds {
-    fn of(runs: Vec<f64>) -> Seconds {
+    /// Of at least one run.
+    pub fn of(runs: Vec<f64>) -> Seconds {
         let mut sorted = runs.clone();
         sorted.sort_by(f64::total_cmp);
         let at = |i: usize| sorted.get(i).copied().unwrap_or(0.0);
