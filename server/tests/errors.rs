@@ -166,7 +166,7 @@ async fn what_is_no_request_is_refused_in_the_same_shape() {
         "application/x-www-form-urlencoded".parse().unwrap(),
     );
     let answers = json!({
-        "no such path": plain("/v1/embeddings", "POST", "{}").await,
+        "no such path": plain("/v1/images/generations", "POST", "{}").await,
         "no such method": plain(chat_path, "GET", "").await,
         "no JSON": plain(chat_path, "POST", "{\"model\": }").await,
         "no object": plain(chat_path, "POST", "[1]").await,
