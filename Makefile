@@ -32,7 +32,7 @@ bench: build
 	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) \
 	  && packages="$(PYTHONPATH)" && llama="$(LLAMA_BENCH)" \
 	  && if [ -z "$(BENCH_PYTHON)" ]; then packages=$$(scripts/pip-target.sh tests/bench/requirements.txt $(CACHE)); fi \
-	  && if [ -z "$$llama" ] && [ -z "$(QUICK)" ]; then llama=$$(scripts/llama-bench.sh $(CACHE)); fi \
+	  && if [ -z "$$llama" ] && [ -z "$(QUICK)" ]; then llama=$$(scripts/llama-bench.sh $(QBRIDGE) $(CACHE)); fi \
 	  && PYTHONPATH="$$packages" $(or $(BENCH_PYTHON),python3) tests/bench/bench.py --qbridge $(QBRIDGE) \
 	     --demo "$$bundle" --work $(CACHE)/bench $${llama:+--llama-bench "$$llama"} \
 	     $(if $(QUICK),--quick) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
