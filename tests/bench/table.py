@@ -167,8 +167,8 @@ def render(directory: Path) -> str:
     rows += [line for result in by_part("first token") for line in first_token_rows(result)]
     if rows:
         lines += [
-            "Bold: the median ratio to PyTorch f32 of the same rounds, of time or memory, so less is better; in brackets the "
-            "median itself, of one picture.",
+            "Bold: the median ratio to PyTorch f32 of the same rounds, of time or memory, so less is better. In brackets the "
+            "median itself; what is encoded at once counts as one picture each.",
             "",
             f"| what | {' | '.join(COLUMNS)} |",
             f"|---|{'---|' * len(COLUMNS)}",
