@@ -36,14 +36,15 @@ bench: build
 	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) \
 	  && packages="$(PYTHONPATH)" && llama="$(LLAMA_BENCH)" \
 	  && if [ -z "$(BENCH_PYTHON)" ]; then packages=$$(scripts/pip-target.sh tests/bench/requirements.txt $(CACHE)); fi \
-	  && if [ -z "$$llama" ] && [ -z "$(QUICK)" ]; then llama=$$(scripts/llama-bench.sh $(CACHE)); fi \
+	  && if [ -z "$$llama" ] && [ -z "$(QUICK)" ]; then llama=$$(scripts/llama-bench.sh $(QBRIDGE) $(CACHE)); fi \
 	  && PYTHONPATH="$$packages" $(or $(BENCH_PYTHON),python3) tests/bench/bench.py --qbridge $(QBRIDGE) \
 	     --demo "$$bundle" --work $(CACHE)/bench $${llama:+--llama-bench "$$llama"} \
 	     $(if $(QUICK),--quick) $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
 
-# Compiles what runs on an NVIDIA GPU, without one and without a driver (docs/cuda.md).
+# Compiles what runs on an NVIDIA GPU, without one and without a driver (docs/cuda.md). ggml's kernels take hours on two
+# cores; CUDA_PACKAGE=qbridge-qformer compiles the vision side alone, candle's kernels among it.
 cuda-check: setup
-	@eval "$$(scripts/cuda-toolkit.sh $(CACHE))" && cargo check $(CARGO_FLAGS) -p qbridge-cli --features cuda \
+	@eval "$$(scripts/cuda-toolkit.sh $(CACHE))" && cargo check $(CARGO_FLAGS) -p $(or $(CUDA_PACKAGE),qbridge-cli) --features cuda \
 	  --target-dir $(CACHE)/target-cuda
 
 lint: setup

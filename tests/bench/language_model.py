@@ -3,8 +3,8 @@
     python tests/bench/language_model.py --qbridge target/release/qbridge --bundle BUNDLE --llama-bench PATH [--rounds 5]
 
 A round is one process of each in turn. Both read a prompt of `--rows` rows and decode `--tokens` tokens of one answer,
-with fused attention and a KV cache in f16, after a run that does not count; the first one of each round is the other
-one in the next. `scripts/llama-bench.sh` builds the program. Prints the raw runs as JSON. Part of `make bench`.
+with fused attention and a KV cache in f16, after a run that does not count; who is first in one round is last in the
+next. `scripts/llama-bench.sh` builds the program. Prints the raw runs as JSON. Part of `make bench`.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def llama_bench(args: argparse.Namespace, gguf: Path) -> dict:
     tests = json.loads(ran.output)
     # Nanoseconds of each run; as the other one's, the median of them.
     rate = {test["n_gen"] == 0: median_rate(test) for test in tests}
-    return {"prefill": rate[True], "decode": rate[False], "peak_mib": ran.peak_mib, "build": tests[0]["build_number"]}
+    # Built from a package and not from its repository it does not know its number.
+    build = {"build": tests[0]["build_number"]} if tests[0]["build_number"] else {}
+    return {"prefill": rate[True], "decode": rate[False], "peak_mib": ran.peak_mib} | build
 
 
 def median_rate(test: dict) -> float:

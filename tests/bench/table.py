@@ -73,6 +73,15 @@ def caption_rows(result: dict) -> list[str]:
     ]
 
 
+def same_captions(result: dict) -> str:
+    last = result["rounds"][-1]
+    if BASE not in last:
+        return ""
+    expected = last[BASE]["captions"]
+    same = {who: sum(a == b for a, b in zip(ran["captions"], expected)) for who, ran in last.items() if who != BASE}
+    return ", ".join(f"{who} {n} of {len(expected)}" for who, n in same.items())
+
+
 def first_token_rows(result: dict) -> list[str]:
     def of(what):
         return [{who: ran[what] for who, ran in round.items() if what in ran} for round in result["rounds"]]
@@ -167,8 +176,8 @@ def render(directory: Path) -> str:
     rows += [line for result in by_part("first token") for line in first_token_rows(result)]
     if rows:
         lines += [
-            "Bold: the median ratio to PyTorch f32 of the same rounds, of time or memory, so less is better; in brackets the "
-            "median itself, of one picture.",
+            "Bold: the median ratio to PyTorch f32 of the same rounds, of time or memory, so less is better. In brackets the "
+            "median itself; what is encoded at once counts as one picture each.",
             "",
             f"| what | {' | '.join(COLUMNS)} |",
             f"|---|{'---|' * len(COLUMNS)}",
@@ -186,6 +195,10 @@ def render(directory: Path) -> str:
     ]
     if cosines:
         lines += [f"Cosine of the soft prompt to PyTorch f32's. {'. '.join(cosines)}.", ""]
+    for result in by_part("captions"):
+        # Of random weights there is nothing to compare but lengths.
+        if not result["tokens"] and (same := same_captions(result)):
+            lines += [f"Captions that are PyTorch f32's, {named(result)}: {same}.", ""]
     for result in by_part("operations"):
         lines += [*operation_rows(result), ""]
     failed = sorted({who for result in results for who in result["failed"]})
