@@ -58,7 +58,8 @@ def main():
             if isinstance(body.get("model"), str):
                 body["model"] = model
             longest = body.get("max_completion_tokens")
-            if longest is None or type(longest) is int and 4 < longest <= LARGEST_INTEGER:
+            is_long = longest is None or type(longest) is int and 4 < longest <= LARGEST_INTEGER
+            if is_long and context.operation.path.endswith("/completions"):
                 body["max_completion_tokens"] = 4
         return body
 
