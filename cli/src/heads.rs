@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use bridge::bundle::Manifest;
 use bridge::matcher::Matcher;
 use bridge::model::default_device;
@@ -48,11 +48,28 @@ impl Heads {
     }
 
     /// Rows of features of a picture, and numbers of a row.
-    pub fn shape(&self) -> (usize, usize) {
-        let manifest = self.manifest();
-        let heads = manifest.heads.as_ref();
-        let dimensions = heads.map_or(0, |heads| heads.image_text_hidden_size);
-        (manifest.num_query_tokens, dimensions)
+    ///
+    /// # Errors
+    /// The model has no features to compare.
+    pub fn shape(&self) -> Result<(usize, usize)> {
+        self.matcher.feature_shape().with_context(|| {
+            let name = &self.manifest().name;
+            format!("{name} has no features of pictures and texts: take a first stage of BLIP-2, a CLIP, or a BLIP for retrieval")
+        })
+    }
+
+    /// Refuses a bundle without the head that `what` reads.
+    ///
+    /// # Errors
+    /// The model has no matching head.
+    pub fn must_match(&self, what: &str) -> Result<()> {
+        if !self.matcher.abilities().matches {
+            let name = &self.manifest().name;
+            bail!(
+                "{name} has no matching head, which {what} reads: take a first stage of BLIP-2, or a BLIP for retrieval"
+            );
+        }
+        Ok(())
     }
 
     /// A picture file through the ViT.

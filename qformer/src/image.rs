@@ -148,7 +148,14 @@ fn decode_as(format: Format, bytes: &[u8], limits: &ImageLimits) -> Result<RgbIm
             let decoder = PngDecoder::with_limits(reader, overhead);
             read(format, decoder.map_err(told)?, limits)
         }
-        Format::WebP => read(format, WebPDecoder::new(reader).map_err(told)?, limits),
+        Format::WebP => {
+            let decoder = WebPDecoder::new(reader).map_err(told)?;
+            // The decoder makes room for what a chunk says that it holds before it looks.
+            match webp_is_whole(bytes) {
+                true => read(format, decoder, limits),
+                false => read_pixels(format, decoder, limits, Orientation::NoTransforms),
+            }
+        }
         Format::Gif => read(format, GifDecoder::new(reader).map_err(told)?, limits),
         Format::Bmp => read(format, BmpDecoder::new(reader).map_err(told)?, limits),
     }
@@ -162,14 +169,42 @@ fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
     Some((u32::from_be_bytes(*width), u32::from_be_bytes(*height)))
 }
 
-/// Reads the pixels of a decoder that has read the header.
+/// Whether all chunks of a WebP end within the file.
+fn webp_is_whole(bytes: &[u8]) -> bool {
+    // "RIFF", a length, "WEBP"; then names of four letters, lengths, and contents padded to even.
+    let mut rest = bytes.get(12..).unwrap_or_default();
+    while let Some((length, contents)) = rest.get(4..).and_then(<[u8]>::split_first_chunk) {
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > contents.len() {
+            return false;
+        }
+        rest = contents
+            .get(length.next_multiple_of(2)..)
+            .unwrap_or_default();
+    }
+    true
+}
+
+/// Reads the picture of a decoder that has read the header.
 fn read(format: Format, mut decoder: impl ImageDecoder, limits: &ImageLimits) -> Result<RgbImage> {
+    let (width, height) = decoder.dimensions();
+    limits.check(width, height)?;
+    // Metadata that cannot be read is no reason to refuse the picture.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    read_pixels(format, decoder, limits, orientation)
+}
+
+/// Reads the pixels of a decoder that has read the header.
+fn read_pixels(
+    format: Format,
+    mut decoder: impl ImageDecoder,
+    limits: &ImageLimits,
+    orientation: Orientation,
+) -> Result<RgbImage> {
     let told = |error| explain(format, error);
     let (width, height) = decoder.dimensions();
     limits.check(width, height)?;
     decoder.set_limits(limits.for_decoder()).map_err(told)?;
-    // Metadata that cannot be read is no reason to refuse the picture.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let picture = DynamicImage::from_decoder(decoder).map_err(told)?;
     let picture = rgb::from_dynamic(picture).ok_or(ImageError::Unsupported {
         format: format.name(),
@@ -210,5 +245,25 @@ fn explain(format: Format, error: ::image::ImageError) -> ImageError {
             what: "tables or metadata that need too much memory",
         },
         error => broken(format, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::webp_is_whole;
+
+    #[test]
+    fn a_chunk_beyond_the_end_of_a_webp_is_seen() {
+        let webp = |exif_length: u32| {
+            let mut bytes = b"RIFF\x20\0\0\0WEBPVP8X\x03\0\0\0abc\0EXIF".to_vec();
+            bytes.extend(exif_length.to_le_bytes());
+            bytes.extend(b"data");
+            bytes
+        };
+        assert!(webp_is_whole(&webp(4)));
+        assert!(webp_is_whole(&webp(3)));
+        assert!(!webp_is_whole(&webp(5)));
+        assert!(!webp_is_whole(&webp(u32::MAX)));
+        assert!(webp_is_whole(b"RIFF"));
     }
 }

@@ -40,6 +40,7 @@ pub fn run(args: &BootstrapArgs) -> Result<ExitCode> {
     let table = Table::new(&args.table)?;
     let (mut out, done) = open(args)?;
     let heads = Arc::new(Heads::open(&args.bundle, args.engine.vision)?);
+    heads.must_match("the filter")?;
     let pipeline = Pipeline {
         writer: Writer::open(args, &heads)?,
         heads,

@@ -52,6 +52,12 @@ pub fn run(args: &FilterArgs) -> Result<ExitCode> {
     // Where both are there, a run was stopped while it wrote what is kept.
     check_output(args, &table, args.overwrite || (args.resume && is_begun))?;
     let heads = Heads::open(&args.bundle, args.vision)?;
+    if args.min_itm.is_some() || args.scores {
+        heads.must_match("--min-itm or --scores")?;
+    }
+    if args.min_itc.is_some() || args.scores {
+        heads.shape()?;
+    }
     let rule = Rule {
         min_itm: args.min_itm,
         min_itc: args.min_itc,

@@ -44,7 +44,7 @@ pub fn run(args: &IndexArgs) -> Result<ExitCode> {
     let existing = Existing::of(args.add, args.overwrite);
     existing.check(out)?;
     let heads = Heads::open(&args.bundle, args.vision)?;
-    let about = about(args, &heads);
+    let about = about(args, &heads)?;
     let mut index = match existing == Existing::Resume && out.exists() {
         true => load(out, &about)?,
         false => Index::new(about.clone())?,
@@ -102,17 +102,17 @@ pub fn run(args: &IndexArgs) -> Result<ExitCode> {
     })
 }
 
-fn about(args: &IndexArgs, heads: &Heads) -> About {
-    let (rows, dimensions) = heads.shape();
+fn about(args: &IndexArgs, heads: &Heads) -> Result<About> {
+    let (rows, dimensions) = heads.shape()?;
     let dir = std::path::absolute(&args.bundle);
-    About {
+    Ok(About {
         bundle: heads.manifest().name.clone(),
         bundle_hash: bundle_hash(heads.manifest()),
         bundle_dir: dir.unwrap_or_else(|_| args.bundle.clone()),
         dimensions,
         rows,
         image_column: args.image_column.clone(),
-    }
+    })
 }
 
 fn load(path: &Path, about: &About) -> Result<Index> {

@@ -64,6 +64,9 @@ pub fn run(args: &SearchArgs) -> Result<ExitCode> {
         &manifest.name,
     )?;
     let heads = Heads::open(bundle, args.vision)?;
+    if args.rerank.is_some() {
+        heads.must_match("--rerank")?;
+    }
     let mut printer = Printer {
         is_json: args.json,
         has_probability: args.rerank.is_some(),

@@ -71,6 +71,10 @@ pub fn check(args: &EvalArgs) -> Result<()> {
 pub fn run(args: &EvalArgs, files: &Files, dataset: Dataset, bundle: &Path) -> Result<ExitCode> {
     let images = asker::images(args, &dataset)?.to_owned();
     let heads = Arc::new(Heads::open(bundle, args.engine.vision)?);
+    heads.shape()?;
+    if args.rerank != Some(0) {
+        heads.must_match("the order of the nearest (--rerank 0 leaves it)")?;
+    }
     let file_name = files.questions.file_name().unwrap_or_default();
     let settings = Settings {
         task: args.task,
