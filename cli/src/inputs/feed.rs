@@ -29,8 +29,8 @@ pub struct Found {
 }
 
 impl Found {
-    /// Whether all was found, once there are no more items.
-    pub fn is_all(self) -> bool {
+    /// Ends it, once there are no more items; whether all was found.
+    pub fn finish(self) -> bool {
         drop(self.items);
         self.finder.join().is_ok()
     }

@@ -130,7 +130,7 @@ async fn run_all(
     drop(rows);
     summary.interrupted = stopped.is_terminated();
     progress.clear();
-    if !summary.interrupted && !found.is_all() {
+    if !summary.interrupted && !found.finish() {
         bail!("reading the table failed: --resume goes on with the rows that were read");
     }
     let tally = progress.tally();

@@ -101,7 +101,7 @@ async fn caption_all(
         let is_written = args.out.is_some() || args.sidecar.is_some();
         eprintln!("{}", how_to_go_on(is_written, args.resume));
     } else {
-        if !found.is_all() {
+        if !found.finish() {
             bail!("finding the pictures failed: what is written is whole, but not all of it");
         }
         output.finish()?;

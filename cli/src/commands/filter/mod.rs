@@ -180,7 +180,7 @@ async fn score_all(
     drop(rows);
     let interrupted = stopped.is_terminated();
     progress.clear();
-    if !interrupted && !found.is_all() {
+    if !interrupted && !found.finish() {
         bail!("reading the table failed: --resume goes on with the rows that were read");
     }
     Ok((progress.tally(), interrupted))

@@ -179,7 +179,7 @@ async fn see_all(
     drop(rows);
     let interrupted = stopped.is_terminated();
     progress.clear();
-    if !interrupted && !found.is_all() {
+    if !interrupted && !found.finish() {
         bail!("finding the pictures failed: --add goes on with those that were found");
     }
     Ok((progress.tally(), interrupted))
