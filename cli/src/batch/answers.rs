@@ -120,6 +120,14 @@ pub async fn read_image(
         .map_err(|error| Failure::Picture(format!("{error:#}")))
 }
 
+/// Says on standard error why a picture failed, with its name once.
+pub fn tell(name: &str, error: &str) {
+    match error.contains(name) {
+        true => eprintln!("qbridge: {error}"),
+        false => eprintln!("qbridge: {name}: {error}"),
+    }
+}
+
 /// Rows of context that are enough for one picture, prompts of at most `text_bytes`, and `sequences` answers or beams.
 pub fn context(
     manifest: &Manifest,

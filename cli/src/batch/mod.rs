@@ -17,7 +17,7 @@ mod progress;
 mod shard;
 mod stop;
 
-pub use answers::{Answers, Choice, Failure, LOOK_AHEAD, collect, context, read_image};
+pub use answers::{Answers, Choice, Failure, LOOK_AHEAD, collect, context, read_image, tell};
 pub use done::Done;
 pub use file::{Existing, RowFile};
 pub use progress::{Progress, Tally, set_total};

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{INTERRUPTED, bundle_hash, print_json};
 use crate::args::FilterArgs;
-use crate::batch::{Existing, Failure, Progress, Tally, how_to_go_on, watch_signals};
+use crate::batch::{Existing, Failure, Progress, Tally, how_to_go_on, tell, watch_signals};
 use crate::heads::{Heads, blocking, similarity};
 use crate::inputs::{Item, Loader, feed};
 use crate::progress::spinner;
@@ -172,7 +172,7 @@ async fn score_all(
     while let Some(row) = rows.next().await {
         let row = row?;
         if let Some(error) = &row.error {
-            progress.suspend(|| eprintln!("qbridge: {}: {error}", row.image));
+            progress.suspend(|| tell(&row.image, error));
         }
         progress.count(row.error.is_some(), 0);
         journal.write(row)?;

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::{INTERRUPTED, bundle_hash, print_json};
 use crate::args::IndexArgs;
 use crate::batch::{
-    Existing, Failure, NameHash, Progress, Tally, hash, how_to_go_on, watch_signals,
+    Existing, Failure, NameHash, Progress, Tally, hash, how_to_go_on, tell, watch_signals,
 };
 use crate::heads::{Heads, blocking};
 use crate::inputs::{Inputs, Item, Loader, feed};
@@ -171,7 +171,7 @@ async fn see_all(
     while let Some(row) = rows.next().await {
         let row = row?;
         if let Some(error) = &row.error {
-            progress.suspend(|| eprintln!("qbridge: {}: {error}", row.image));
+            progress.suspend(|| tell(&row.image, error));
         }
         journal.write(&row)?;
         progress.count(row.error.is_some(), 0);

@@ -26,7 +26,7 @@ use super::asker;
 use super::results::SEED;
 use super::settings::named;
 use crate::args::EvalArgs;
-use crate::batch::{Failure, Progress, how_to_go_on, read_image, set_total, watch_signals};
+use crate::batch::{Failure, Progress, how_to_go_on, read_image, set_total, tell, watch_signals};
 use crate::heads::{Heads, Rows, Seen, blocking, similarities};
 use crate::progress::spinner;
 use journal::{Journal, Settings};
@@ -216,7 +216,7 @@ impl Benchmark {
             let features = match features {
                 Ok(features) => Ok(features),
                 Err(Failure::Picture(error)) => {
-                    progress.suspend(|| eprintln!("qbridge: {}: {error}", record.id));
+                    progress.suspend(|| tell(&record.id.key(), &error));
                     Err(error)
                 }
                 Err(Failure::Run(error)) => return Err(error),
