@@ -317,7 +317,7 @@ class Checks:
     def classes_of_errors(self):
         for call, code in [
             (lambda: self.client.models.retrieve("no-such-model"), "model_not_found"),
-            (lambda: self.client.embeddings.create(model=self.model, input="a"), "not_found"),
+            (lambda: self.client.moderations.create(input="a"), "not_found"),
         ]:
             try:
                 call()
@@ -325,6 +325,12 @@ class Checks:
                 assert (error.status_code, error.code) == (404, code) and error.request_id, error
             else:
                 raise AssertionError(f"{code} was not raised")
+        try:
+            self.client.embeddings.create(model=self.model, input="a")
+        except openai.BadRequestError as error:
+            assert (error.code, error.param) == ("model_not_supported", "model"), error
+        else:
+            raise AssertionError("a language model gave embeddings")
         nobody = self.client.with_options(base_url="http://127.0.0.1:9/v1", timeout=5)
         self.raises(openai.APIConnectionError, nobody)
         self.raises(openai.APITimeoutError, self.client.with_options(timeout=0.01))

@@ -343,11 +343,6 @@ fn an_index_belongs_to_its_bundle_and_is_whole() {
     pictures(dir);
     stdout(&mut index(dir, &["pictures/dog.png", "--out", "a.index"]));
     let other = bundle("lavis");
-    let mut add = run_in(
-        dir,
-        ["index", "--quiet", "pictures", "--out", "a.index", "--add"],
-    );
-    // INPUT stands behind the bundle.
     let mut add_other = run_in(dir, ["index", "--quiet"]);
     add_other
         .arg(&other)
@@ -357,8 +352,6 @@ fn an_index_belongs_to_its_bundle_and_is_whole() {
     let mut search = run_in(dir, ["search", "a.index", "a dog", "--bundle"]);
     let error = one_line_error(search.arg(&other));
     assert!(error.contains("made by the bundle"), "{error}");
-    let error = one_line_error(add.arg("--vision").arg("f32"));
-    assert!(error.contains("pictures"), "{error}");
     let mut none = index(dir, &["absent", "--out", "none.index"]);
     let output = none.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
