@@ -609,6 +609,62 @@ fn bundles_match_embed_and_classify_as_checkpoints_do() {
     assert!(!inspected.contains("Q-Former"), "{inspected}");
 }
 
+/// An index keeps 16 bits a number.
+#[test]
+fn a_clip_is_searched_and_refused_where_a_matching_head_is_read() {
+    let json = read("clip/golden.json");
+    let text = &strings(&json, "texts")[0];
+    let (dir, bundle) = converted(&["clip/openai"], &[]);
+    let pictures = pictures();
+    let index = dir.path().join("pictures.index");
+    let mut run = qbridge(["index", "--quiet", "--vision", "f32"]);
+    stdout(run.arg(&bundle).args(&pictures).arg("--out").arg(&index));
+    let search = |more: &[&str]| {
+        let mut search = qbridge(["search", "--json", "--vision", "f32", "--top", "50"]);
+        search.arg(&index).arg(text).args(more);
+        search
+    };
+    let images = reference("clip/openai.safetensors", "image_features");
+    let texts = reference("clip/openai.safetensors", "text_features");
+    let cosines = images.matmul(&texts.t().unwrap()).unwrap();
+    let cosines = cosines.to_vec2::<f32>().unwrap();
+    let found = stdout(&mut search(&[]));
+    let found: Vec<Value> = (found.lines())
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(found.len(), pictures.len());
+    for row in &found {
+        let is_it = |path: &PathBuf| row["image"].as_str() == path.to_str();
+        let picture = pictures.iter().position(is_it).unwrap();
+        let similarity = row["similarity"].as_f64().unwrap() as f32;
+        let error = (similarity - cosines[picture][0]).abs();
+        assert!(error < 5e-4, "{row} {}", cosines[picture][0]);
+    }
+    let order = |row: &Value| row["similarity"].as_f64().unwrap();
+    assert!(found.is_sorted_by(|a, b| order(a) >= order(b)));
+
+    let table = dir.path().join("pairs.jsonl");
+    let row = json!({"image": pictures[0], "text": text});
+    std::fs::write(&table, format!("{row}\n")).unwrap();
+    let pairs = |command: &str, more: &[&str]| {
+        let mut run = qbridge([command, "--quiet"]);
+        run.arg(&bundle).arg(&table);
+        run.args(["--text-column", "text"]).args(more);
+        run
+    };
+    for (mut run, told) in [
+        (search(&["--rerank", "2"]), "--rerank"),
+        (pairs("filter", &["--min-itm", "0.3"]), "--min-itm"),
+        (pairs("bootstrap", &["--captioner", "absent"]), "the filter"),
+    ] {
+        let error = one_line_error(&mut run);
+        assert!(error.contains("no matching head"), "{error}");
+        assert!(error.contains(told), "{error}");
+    }
+    let kept = stdout(&mut pairs("filter", &["--min-itc", "-1"]));
+    assert_eq!(kept, format!("{row}\n"));
+}
+
 #[test]
 fn captions_come_by_the_command_too() {
     let (_dir, bundle) = converted(&["blip/captioning"], &[]);
