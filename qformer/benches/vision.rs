@@ -1,5 +1,6 @@
 //! Preprocessing, a ViT's block, whole ViTs and Q-Formers, with random weights of the demo's and of BLIP-2's shapes, in
-//! f32 and in 8 bits.
+//! f32 and in 8 bits, and in f32 by candle's operations alone, which is where this crate began; at the end, where a block
+//! of each spends its time.
 //!
 //!     cargo bench --bench vision
 //!     cargo bench --bench vision -- "ViT block" --quick
@@ -20,9 +21,43 @@ use qformer::Encoder;
 use qformer::checkpoint::{Checkpoint, Compute, Products};
 use qformer::config::{QFormerConfig, VisionConfig};
 use qformer::image::{ImageLimits, RgbImage, decode};
+use qformer::operations::record;
 use qformer::preprocess::Preprocessing;
 
-const PRODUCTS: [(&str, Products); 2] = [("f32", Products::F32), ("int8", Products::Int8)];
+/// How a model computes: with this crate's own CPU code, or by candle's operations alone.
+#[derive(Clone, Copy)]
+struct Way {
+    name: &'static str,
+    products: Products,
+    by_candle: bool,
+}
+
+impl Way {
+    fn run<T>(self, work: impl FnOnce() -> T) -> T {
+        match self.by_candle {
+            true => qformer::by_candle(work),
+            false => work(),
+        }
+    }
+}
+
+const WAYS: [Way; 3] = [
+    Way {
+        name: "candle f32",
+        products: Products::F32,
+        by_candle: true,
+    },
+    Way {
+        name: "f32",
+        products: Products::F32,
+        by_candle: false,
+    },
+    Way {
+        name: "int8",
+        products: Products::Int8,
+        by_candle: false,
+    },
+];
 
 /// A ViT and the Q-Former that reads it.
 struct Shape {
@@ -204,8 +239,9 @@ fn encoders(criterion: &mut Criterion) {
             n if vit == "ViT-g" && n < 39 => format!("{vit}, {n} of 39 blocks"),
             _ => vit.to_owned(),
         };
-        for (kind, products) in PRODUCTS {
-            let encoder = encoder(&checkpoint, &shape, products);
+        for way in WAYS {
+            let encoder = way.run(|| encoder(&checkpoint, &shape, way.products));
+            let kind = way.name;
             let size = shape.vision.image_size;
             let rows = (shape.vision.positions(), shape.vision.hidden_size);
             let random = |shape: &[usize]| {
@@ -220,14 +256,14 @@ fn encoders(criterion: &mut Criterion) {
                 let mut group = criterion.benchmark_group("ViT block");
                 group.throughput(Throughput::Elements(batch as u64));
                 group.bench_function(id(vit), |bencher| {
-                    bencher.iter(|| encoder.vision().block(0, &hidden).expect("rows"));
+                    way.run(|| bencher.iter(|| encoder.vision().block(0, &hidden).expect("rows")));
                 });
                 group.finish();
                 let mut group = criterion.benchmark_group("ViT");
                 group.sample_size(10);
                 group.throughput(Throughput::Elements(batch as u64));
                 group.bench_function(id(&whole), |bencher| {
-                    bencher.iter(|| encoder.vision().forward(&pixels).expect("rows"));
+                    way.run(|| bencher.iter(|| encoder.vision().forward(&pixels).expect("rows")));
                 });
                 group.finish();
                 let mut group = criterion.benchmark_group("Q-Former");
@@ -235,10 +271,49 @@ fn encoders(criterion: &mut Criterion) {
                 group.throughput(Throughput::Elements(batch as u64));
                 let model = encoder.qformer().expect("a Q-Former");
                 group.bench_function(id(qformer), |bencher| {
-                    bencher.iter(|| model.forward(&hidden).expect("queries"));
+                    way.run(|| bencher.iter(|| model.forward(&hidden).expect("queries")));
                 });
                 group.finish();
             }
+        }
+    }
+}
+
+/// Prints what each operation of a ViT takes, the median of some passes, by way.
+fn operations() {
+    const PASSES: usize = 15;
+    for shape in [demo(), blip2()] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let checkpoint = checkpoint(dir.path(), &shape);
+        let size = shape.vision.image_size;
+        let pixels = Tensor::randn(0f32, 1.0, (1, 3, size, size), &Device::Cpu);
+        let pixels = pixels.expect("random numbers");
+        let blocks = shape.vision.num_hidden_layers;
+        println!("\n{}, {blocks} blocks, one picture", shape.names[0]);
+        println!("| operation | way | calls | ms | GFLOP/s |\n|---|---|---|---|---|");
+        for way in WAYS {
+            way.run(|| {
+                let encoder = encoder(&checkpoint, &shape, way.products);
+                let forward = || encoder.vision().forward(&pixels).expect("rows");
+                forward();
+                let passes: Vec<_> = (0..PASSES).map(|_| record(forward).1).collect();
+                for (index, first) in passes[0].iter().enumerate() {
+                    let mut times: Vec<_> = passes.iter().map(|p| p[index].duration).collect();
+                    times.sort();
+                    let seconds = times[PASSES / 2].as_secs_f64();
+                    let rate = match first.flops {
+                        0 => String::new(),
+                        flops => format!("{:.0}", flops as f64 / seconds / 1e9),
+                    };
+                    println!(
+                        "| {} | {} | {} | {:.1} | {rate} |",
+                        first.name,
+                        way.name,
+                        first.calls,
+                        seconds * 1e3
+                    );
+                }
+            });
         }
     }
 }
@@ -248,4 +323,8 @@ fn main() {
     preprocess(&mut criterion);
     encoders(&mut criterion);
     criterion.final_summary();
+    // Neither where it is asked whether all of it runs, nor where some of it is asked for.
+    if std::env::args().skip(1).all(|arg| arg == "--bench") {
+        operations();
+    }
 }

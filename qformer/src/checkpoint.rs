@@ -24,6 +24,7 @@ use serde::Deserialize;
 
 pub use self::write::{Values, Weight, WeightType, to_f32, write_weights};
 use crate::int8::Int8Weight;
+use crate::linear::has_own_code;
 use crate::{Error, Result};
 
 mod pickle;
@@ -576,8 +577,7 @@ impl Weights<'_> {
             Products::Int8 => true,
         };
         // Elsewhere there is no such product.
-        let runs_here = self.compute.device.is_cpu() && self.compute.dtype == DType::F32;
-        if is_int8 && runs_here {
+        if is_int8 && has_own_code(&self.compute.device, self.compute.dtype) {
             return self.checkpoint.int8(&name, shape).map(Some);
         }
         Ok(None)

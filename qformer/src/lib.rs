@@ -57,6 +57,7 @@ pub mod wordpiece;
 
 pub use encoder::{Encoder, Encoding, JOINED_PATCHES, joined_patches};
 pub use error::{Error, Result};
+pub use linear::by_candle;
 pub use mask::Mask;
 pub use stage1::Stage1;
 pub use wordpiece::WordPiece;

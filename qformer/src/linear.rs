@@ -6,7 +6,9 @@
 //! weights in 8 bits are multiplied in 8 bits there (`crate::int8`).
 //! Everywhere else the layer is candle's operations.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Shape, Tensor};
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
 use rten_tensor::NdTensorView;
@@ -20,9 +22,31 @@ use crate::operations::{count_product, timed, timed_tensor};
 /// Values a thread takes at a time in an element-wise pass: within its L2.
 const CHUNK: usize = 1 << 14;
 
+thread_local! {
+    static BY_CANDLE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` by candle's operations alone, as on a GPU: models that are loaded and run inside
+/// of it, on this thread, leave this crate's own CPU code out. To compare the two.
+pub fn by_candle<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            BY_CANDLE.set(self.0);
+        }
+    }
+    let _restore = Restore(BY_CANDLE.replace(true));
+    work()
+}
+
 /// Whether tensors like `x` go through this crate's own CPU code.
 pub(crate) fn runs_here(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    has_own_code(x.device(), x.dtype())
+}
+
+/// Whether tensors of this dtype go through this crate's own CPU code there.
+pub(crate) fn has_own_code(device: &Device, dtype: DType) -> bool {
+    device.is_cpu() && dtype == DType::F32 && !BY_CANDLE.get()
 }
 
 /// `y = x * weight^T + bias`, `weight` being `[outputs, inputs]`.

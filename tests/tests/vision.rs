@@ -64,6 +64,14 @@ fn a_shallow_model_equals_transformers() {
 }
 
 #[test]
+fn candles_operations_alone_equal_transformers() {
+    // What runs on a GPU, as far as a CPU can tell.
+    for name in ["shallow", "rest", "deep", "full_width"] {
+        qformer::by_candle(|| equals_transformers(name));
+    }
+}
+
+#[test]
 fn a_model_with_a_rest_beside_its_patches_equals_transformers() {
     equals_transformers("rest");
 }
