@@ -149,6 +149,7 @@ impl GgufInfo {
             Some(16) => "Q5_K_S",
             Some(17) => "Q5_K_M",
             Some(18) => "Q6_K",
+            Some(25) => "IQ4_NL",
             Some(32) => "BF16",
             _ => "unknown",
         }

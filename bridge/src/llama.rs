@@ -16,7 +16,8 @@
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -719,6 +720,37 @@ pub(crate) fn quantize_rows(kind: TensorType, values: &[f32], cols: usize, out: 
         )
     };
     assert_eq!(written as u64, out.len() as u64);
+}
+
+/// Writes the GGUF `from` anew, quantized as llama.cpp's `llama_ftype` `file_type` says, to `to`.
+/// Weights that are quantized already are read back first.
+///
+/// # Errors
+/// What llama.cpp said, where it did.
+pub(crate) fn quantize_file(
+    from: &Path,
+    to: &Path,
+    file_type: u32,
+    threads: usize,
+) -> Result<(), String> {
+    let c_path = |path: &Path| {
+        CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(|_| "its path has a zero byte".to_owned())
+    };
+    let (from, to) = (c_path(from)?, c_path(to)?);
+    backend();
+    take_error();
+    // SAFETY: returns a plain value; its pointers, to nothing, stay as they are.
+    let mut params = unsafe { sys::llama_model_quantize_default_params() };
+    params.ftype = file_type as _;
+    params.nthread = i32::try_from(threads).unwrap_or(i32::MAX);
+    params.allow_requantize = true;
+    // SAFETY: the two strings and the parameters live through the call, which catches what it
+    // throws and says so by its status.
+    match unsafe { sys::llama_model_quantize(from.as_ptr(), to.as_ptr(), &raw const params) } {
+        0 => Ok(()),
+        _ => Err(take_error().unwrap_or_else(|| "llama.cpp cannot quantize it".to_owned())),
+    }
 }
 
 /// The process-wide backend, initialized on first use, with llama.cpp's log sent

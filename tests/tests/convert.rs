@@ -3,11 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bridge::bundle::Bundle;
+use candle_core::Device;
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::Content;
 use qbridge_tests::{demo_bundle, golden, one_line_error, qbridge, stdout};
 use qformer::checkpoint::Checkpoint;
 use safetensors::{Dtype, SafeTensors};
@@ -90,10 +94,89 @@ fn a_language_model_from_a_directory_of_its_own_is_refused_where_it_is_none() {
     let checkpoint = golden("llm/checkpoint");
     let error = one_line_error(&mut convert(&checkpoint, &checkpoint, &out));
     assert!(error.contains("model_type \"blip-2\""), "{error}");
-    let quantized = one_line_error(
-        convert(&checkpoint, &golden("llm/llm.gguf"), &out).args(["--llm-quant", "Q8_0"]),
+}
+
+/// The language model of a bundle: the matrices' type, and every tensor in f32.
+fn language_model(bundle: &Path) -> (GgmlDType, BTreeMap<String, Vec<f32>>) {
+    let mut file = std::fs::File::open(bundle.join("llm.gguf")).unwrap();
+    let content = Content::read(&mut file).unwrap();
+    let mut read = |name: &str| content.tensor(&mut file, name, &Device::Cpu).unwrap();
+    let kind = read("blk.0.attn_q.weight").dtype();
+    let values = |name: &String| {
+        let tensor = read(name).dequantize(&Device::Cpu).unwrap();
+        let values = tensor.flatten_all().and_then(|flat| flat.to_vec1());
+        (name.clone(), values.unwrap())
+    };
+    (kind, content.tensor_infos.keys().map(values).collect())
+}
+
+#[test]
+fn a_gguf_is_quantized_anew_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = |name: &str| dir.path().join(name);
+    let bundle = |llm: &Path, quant: &str, name: &str| {
+        let output = convert(&golden("llm/checkpoint"), llm, &out(name))
+            .args(["--llm-quant", quant])
+            .env("QBRIDGE_LOG", "warn")
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        stderr
+    };
+    let exact = golden("llm/llm.gguf");
+    let said = bundle(&exact, "q8_0", "q8");
+    assert!(!said.contains("quantized already"), "{said}");
+    std::fs::create_dir(out("exact")).unwrap();
+    std::fs::copy(&exact, out("exact").join("llm.gguf")).unwrap();
+    let (_, exact) = language_model(&out("exact"));
+    let (kind, quantized) = language_model(&out("q8"));
+    assert_eq!(kind, GgmlDType::Q8_0);
+    assert_eq!(
+        Vec::from_iter(quantized.keys()),
+        Vec::from_iter(exact.keys())
     );
-    assert!(quantized.contains("--llm-quant"), "{quantized}");
+    for (name, exact) in &exact {
+        for (exact, found) in exact.chunks(32).zip(quantized[name].chunks(32)) {
+            let largest = exact.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            for (x, y) in exact.iter().zip(found) {
+                // Half a step of 127, and the scale's rounding to f16.
+                assert!(
+                    (x - y).abs() <= largest * (0.5 / 127.0 + 1e-3),
+                    "{name}: {x} {y}"
+                );
+            }
+        }
+    }
+    let manifest = Bundle::open(&out("q8")).unwrap().manifest().clone();
+    assert_eq!(manifest.source.llm.unwrap(), "llm.gguf Q8_0");
+    let ids = answer_ids(&out("q8"), "face", "what is this?", &8.into());
+    assert!(!ids.as_array().unwrap().is_empty());
+
+    let said = bundle(&out("q8").join("llm.gguf"), "Q4_0", "q4");
+    assert!(said.contains("quantized already, as Q8_0"), "{said}");
+    assert_eq!(language_model(&out("q4")).0, GgmlDType::Q4_0);
+}
+
+#[test]
+fn a_damaged_gguf_is_not_quantized() {
+    let dir = tempfile::tempdir().unwrap();
+    let damaged = dir.path().join("damaged.gguf");
+    let mut bytes = std::fs::read(golden("llm/llm.gguf")).unwrap();
+    // In the middle are matrices, and these bits are no numbers.
+    let middle = bytes.len() / 2 / 4 * 4;
+    bytes[middle..middle + 64].fill(0xff);
+    std::fs::write(&damaged, bytes).unwrap();
+    let out = dir.path().join("out");
+    let output = convert(&golden("llm/checkpoint"), &damaged, &out)
+        .args(["--llm-quant", "Q8_0"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    let expected = "damaged.gguf: cannot be quantized as Q8_0: ";
+    assert!(error.contains(expected), "{error}");
+    assert!(!out.exists());
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn prepare(dir: &Path) {
     for name in ["blip2-opt-2.7b", "my-blip2", "my-bridge"] {
         link(tiny("checkpoint"), name);
     }
-    for name in ["model.gguf", "smollm2.gguf"] {
+    for name in ["model.gguf", "model.F16.gguf", "smollm2.gguf"] {
         link(tiny("llm.gguf"), name);
     }
     link(repository().join("demo/prompt.toml"), "prompt.toml");

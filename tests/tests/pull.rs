@@ -273,18 +273,11 @@ fn what_cannot_become_a_bundle_is_refused_before_its_weights_are_fetched() {
     let hub = Hub::of(&files);
     let pull = |out: &str| pull(&hub.endpoint, dir.path(), out);
     std::fs::create_dir(dir.path().join("there")).unwrap();
-    let gguf = golden("llm/llm.gguf");
     for (command, words) in [
         (&mut pull("there"), "exists already"),
         (
             pull("out").args(["--llm", "/not/there.gguf"]),
             "/not/there.gguf: No such file",
-        ),
-        (
-            pull("out")
-                .args(["--llm-quant", "Q8_0", "--llm"])
-                .arg(&gguf),
-            "leave one out",
         ),
         (pull("out").args(["--layout", "none"]), "none"),
     ] {

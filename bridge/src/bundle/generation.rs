@@ -9,7 +9,7 @@ use crate::llama::MAX_SEQUENCES;
 use crate::{Error, Result};
 
 /// The checkpoint's file that these are read from.
-const GENERATION_CONFIG: &str = "generation_config.json";
+pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 
 /// Settings of `generation_config.json` that change answers and have no counterpart.
 const UNSUPPORTED: [&str; 8] = [

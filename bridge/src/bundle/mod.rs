@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub(crate) use generation::GENERATION_CONFIG;
 pub use generation::GenerationDefaults;
 pub(crate) use manifest::{BLIP, BLIP2, BLIP2_ITM, CLIP, FORMAT, INSTRUCT_BLIP, MINIGPT4};
 pub use manifest::{FAMILIES, FileEntry, Files, MANIFEST_FILE, Manifest, Source};

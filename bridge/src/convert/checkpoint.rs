@@ -15,8 +15,8 @@ use qformer::wordpiece::Cut;
 
 use super::towers;
 use crate::bundle::{
-    BLIP2, BLIP2_ITM, BlipTexts, ClipTexts, GenerationDefaults, INSTRUCT_BLIP, MINIGPT4,
-    TextTokenizer,
+    BLIP2, BLIP2_ITM, BlipTexts, ClipTexts, GENERATION_CONFIG, GenerationDefaults, INSTRUCT_BLIP,
+    MINIGPT4, TextTokenizer,
 };
 use crate::image_encoder::{read_preprocessing, read_qformer_tokenizer};
 use crate::{Error, Result};
@@ -158,8 +158,8 @@ impl Source {
             layout,
             qformer_tokenizer,
             generation: match heads {
-                Some(_) => lavis_caption_generation(),
-                None => GenerationDefaults::from_checkpoint(dir)?,
+                Some(_) if !dir.join(GENERATION_CONFIG).is_file() => lavis_caption_generation(),
+                _ => GenerationDefaults::from_checkpoint(dir)?,
             },
             llm_type: config.text_config.model_type,
             heads,

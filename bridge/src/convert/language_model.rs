@@ -2,6 +2,7 @@
 //! that become one.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use qformer::checkpoint::Checkpoint;
 use qformer::config::CONFIG_FILE;
@@ -12,13 +13,17 @@ use super::checkpoint::Source;
 use super::llm::{LlmConversion, LlmParts, LlmQuant};
 use super::lora::Merged;
 use crate::language_model::GgufInfo;
-use crate::{Error, Result};
+use crate::{Error, Result, llama};
 
 /// Where the language model comes from.
 pub(super) enum LlmSource {
-    Gguf(PathBuf),
+    /// Taken as it is, or quantized anew.
+    Gguf(PathBuf, Option<LlmQuant>),
     Weights(Weights),
 }
+
+/// How often a quantization's progress is looked at.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A language model in Hugging Face's layout.
 pub(super) struct Weights {
@@ -31,12 +36,12 @@ pub(super) struct Weights {
 }
 
 impl LlmSource {
-    /// `llm` is a GGUF, or, where it is to be converted to `quant`, a directory
-    /// that transformers saved; without it, the language model is the one in
-    /// the checkpoint `source`.
+    /// `llm` is a GGUF, which stays as it is where no `quant` is given, or a directory
+    /// that transformers saved, whose weights become [`LlmQuant::Q4KM`] then; without it, the
+    /// language model is the one in the checkpoint `source`.
     pub fn open(llm: Option<&Path>, quant: Option<LlmQuant>, source: &Source) -> Result<Self> {
         let (dir, quant) = match (llm, quant) {
-            (Some(gguf), None) => {
+            (Some(gguf), quant) if !gguf.is_dir() => {
                 if !source.lora()?.is_empty() {
                     return Err(Error::Convert {
                         path: gguf.to_owned(),
@@ -45,9 +50,9 @@ impl LlmSource {
                             .to_owned(),
                     });
                 }
-                return Ok(Self::Gguf(gguf.to_owned()));
+                return Ok(Self::Gguf(gguf.to_owned(), quant));
             }
-            (Some(dir), Some(quant)) => (dir, quant),
+            (Some(dir), quant) => (dir, quant.unwrap_or(LlmQuant::Q4KM)),
             (None, quant) => match source.dir() {
                 Some(dir) => (dir, quant.unwrap_or(LlmQuant::Q4KM)),
                 None => {
@@ -85,7 +90,8 @@ impl LlmSource {
 
     pub fn name(&self, source: &Source) -> String {
         match self {
-            LlmSource::Gguf(path) => base_name(path),
+            LlmSource::Gguf(path, None) => base_name(path),
+            LlmSource::Gguf(path, Some(quant)) => format!("{} {}", base_name(path), quant.name()),
             LlmSource::Weights(weights) => {
                 format!("{} {}", weights.name(source), weights.quant.name())
             }
@@ -95,7 +101,7 @@ impl LlmSource {
     /// The GGUF, or the directory of what becomes one.
     pub fn path(&self) -> &Path {
         match self {
-            LlmSource::Gguf(path) => path,
+            LlmSource::Gguf(path, _) => path,
             LlmSource::Weights(weights) => &weights.dir,
         }
     }
@@ -104,9 +110,18 @@ impl LlmSource {
     /// tells its progress of.
     pub fn info(&self, source: &Source) -> Result<(GgufInfo, u64)> {
         match self {
-            LlmSource::Gguf(path) => {
+            LlmSource::Gguf(path, quant) => {
                 let info = GgufInfo::read(path)?;
                 let bytes = info.file_size;
+                if quant.is_some() && info.n_parts > 1 {
+                    return Err(Error::Convert {
+                        path: path.clone(),
+                        reason:
+                            "the first of several parts, and only a single file can be quantized \
+                                 anew: join them with llama.cpp's `llama-gguf-split --merge`"
+                                .to_owned(),
+                    });
+                }
                 Ok((info, bytes))
             }
             LlmSource::Weights(weights) => weights.with(source, |conversion| {
@@ -132,12 +147,46 @@ impl LlmSource {
     /// Writes the GGUF.
     pub fn write(&self, source: &Source, path: &Path, progress: &dyn Fn(u64)) -> Result<()> {
         match self {
-            LlmSource::Gguf(from) => super::copy(from, path, progress),
+            LlmSource::Gguf(from, None) => super::copy(from, path, progress),
+            LlmSource::Gguf(from, Some(quant)) => requantize(from, *quant, path, progress),
             LlmSource::Weights(weights) => {
                 weights.with(source, |conversion| conversion.write(path, progress))
             }
         }
     }
+}
+
+/// Writes the GGUF `from` in another precision. `progress` is told as many bytes as `from` has, by what was written.
+fn requantize(from: &Path, quant: LlmQuant, to: &Path, progress: &dyn Fn(u64)) -> Result<()> {
+    let info = GgufInfo::read(from)?;
+    if !matches!(info.file_type_name(), "F32" | "F16" | "BF16") {
+        tracing::warn!(
+            "{}: quantized already, as {}; {quant} of the original weights would be more exact",
+            from.display(),
+            info.file_type_name()
+        );
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut told = 0;
+    let mut tell = |bytes: u64| {
+        let bytes = bytes.min(info.file_size);
+        progress(bytes.saturating_sub(told));
+        told = told.max(bytes);
+    };
+    let result = std::thread::scope(|scope| {
+        let work = scope.spawn(|| llama::quantize_file(from, to, quant.file_type(), threads));
+        while !work.is_finished() {
+            std::thread::sleep(PROGRESS_INTERVAL);
+            tell(std::fs::metadata(to).map_or(0, |metadata| metadata.len()));
+        }
+        work.join()
+    });
+    let result = result.unwrap_or_else(|_| Err("quantizing it failed".to_owned()));
+    tell(info.file_size);
+    result.map_err(|reason| Error::Convert {
+        path: from.to_owned(),
+        reason: format!("cannot be quantized as {quant}: {reason}"),
+    })
 }
 
 impl Weights {

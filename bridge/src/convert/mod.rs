@@ -68,7 +68,8 @@ pub struct ConvertOptions {
     /// Element type of vision, Q-Former and projection; as they are stored
     /// where none is given.
     pub vision: Option<WeightType>,
-    /// What the language model is quantized to; none where a GGUF is given.
+    /// What the language model is quantized to. Where none is given a GGUF stays as it is, and
+    /// weights become [`LlmQuant::Q4KM`].
     pub llm_quant: Option<LlmQuant>,
     /// Where the checkpoint was fetched from, if it was.
     pub origin: Option<Origin>,
@@ -102,7 +103,7 @@ pub struct Conversion {
 
 impl Conversion {
     /// Plans the bundle `out` of the checkpoint `sources` and a language model:
-    /// the GGUF `llm`, or, with `options.llm_quant`, what becomes one: the
+    /// the GGUF `llm`, or what becomes one: the
     /// directory `llm`, or the checkpoint's own. A checkpoint of BLIP-2's first
     /// stage, a CLIP and a BLIP take none. Reads headers alone and writes nothing.
     ///

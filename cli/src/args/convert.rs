@@ -56,6 +56,7 @@ Examples:
   qbridge convert blip2-opt-2.7b/ --llm-quant Q8_0 --out blip2-opt
   qbridge convert Salesforce/blip2-flan-t5-xl --out blip2-t5
   qbridge convert instructblip-vicuna-7b/ --llm vicuna-7b-v1.1.Q4_K_M.gguf --out instructblip
+  qbridge convert my-blip2/ --llm model.F16.gguf --llm-quant Q4_0 --out my-bundle
   qbridge convert blip2_pretrained_flant5xl.pth eva_vit_g.pth --llm flan-t5-xl/ --out blip2-t5
   qbridge convert Salesforce/blip2-itm-vit-g --out blip2-itm
   qbridge convert clip-vit-base-patch32/ --out clip
@@ -87,8 +88,8 @@ pub struct ConversionArgs {
     /// checkpoint's own]
     #[arg(long, value_name = "PATH")]
     pub llm: Option<PathBuf>,
-    /// Precision of the language model, such as Q4_K_M, Q8_0, F16 or F32; a GGUF stays as it is
-    /// [default: Q4_K_M]
+    /// Precision of the language model, such as Q4_K_M, Q4_0, Q8_0, F16 or F32 [default: Q4_K_M;
+    /// a GGUF stays as it is]
     #[arg(long, value_name = "TYPE")]
     pub llm_quant: Option<LlmQuant>,
     /// Element type of ViT, Q-Former and projection: f16, bf16, f32, or int8 for a file of half f16's size

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use bridge::convert::{Conversion, ConvertOptions, LlmQuant};
+use anyhow::{Context, Result};
+use bridge::convert::{Conversion, ConvertOptions};
 use hub::ModelName;
 use prompts::Layout;
 
@@ -32,21 +32,10 @@ fn hub_model(sources: &[PathBuf]) -> Option<ModelName> {
     }
 }
 
-/// What the arguments ask of a conversion, checked as far as they go alone.
+/// What the arguments ask of a conversion.
 pub fn conversion_options(args: &ConversionArgs) -> Result<ConvertOptions> {
-    let is_gguf = args.llm.as_ref().is_some_and(|llm| !llm.is_dir());
-    if let (true, Some(quant)) = (is_gguf, args.llm_quant) {
-        bail!(
-            "--llm-quant {} is for weights that become a GGUF, and --llm is one already; leave one out",
-            quant.name()
-        );
-    }
     Ok(ConvertOptions {
-        // A directory becomes a GGUF; where none is given, the checkpoint's own may.
-        llm_quant: match args.llm {
-            Some(_) if !is_gguf => Some(args.llm_quant.unwrap_or(LlmQuant::Q4KM)),
-            _ => args.llm_quant,
-        },
+        llm_quant: args.llm_quant,
         vision: Some(args.vision),
         image_size: args.image_size.map(usize::from),
         qformer_tokenizer: args.qformer_tokenizer.clone(),

@@ -51,6 +51,7 @@ fn every_precision_loads_and_stays_close() {
         (LlmQuant::Q5KS, 0.3),
         (LlmQuant::Q4KM, 0.6),
         (LlmQuant::Q4KS, 0.6),
+        (LlmQuant::Iq4Nl, 0.8),
         (LlmQuant::Q4_0, 0.9),
     ] {
         let model = convert(quant);

@@ -20,12 +20,13 @@ pub enum LlmQuant {
     Q5KS,
     Q4KM,
     Q4KS,
+    Iq4Nl,
     Q4_0,
 }
 
 impl LlmQuant {
     /// All of them, the most exact first.
-    pub const ALL: [LlmQuant; 10] = [
+    pub const ALL: [LlmQuant; 11] = [
         LlmQuant::F32,
         LlmQuant::Bf16,
         LlmQuant::F16,
@@ -35,6 +36,7 @@ impl LlmQuant {
         LlmQuant::Q5KS,
         LlmQuant::Q4KM,
         LlmQuant::Q4KS,
+        LlmQuant::Iq4Nl,
         LlmQuant::Q4_0,
     ];
 
@@ -50,12 +52,13 @@ impl LlmQuant {
             LlmQuant::Q5KS => "Q5_K_S",
             LlmQuant::Q4KM => "Q4_K_M",
             LlmQuant::Q4KS => "Q4_K_S",
+            LlmQuant::Iq4Nl => "IQ4_NL",
             LlmQuant::Q4_0 => "Q4_0",
         }
     }
 
     /// `general.file_type`: llama.cpp's `llama_ftype`.
-    pub(super) fn file_type(self) -> u32 {
+    pub(in crate::convert) fn file_type(self) -> u32 {
         match self {
             LlmQuant::F32 => 0,
             LlmQuant::F16 => 1,
@@ -66,6 +69,7 @@ impl LlmQuant {
             LlmQuant::Q5KS => 16,
             LlmQuant::Q5KM => 17,
             LlmQuant::Q6K => 18,
+            LlmQuant::Iq4Nl => 25,
             LlmQuant::Bf16 => 32,
         }
     }
@@ -79,6 +83,7 @@ impl LlmQuant {
             LlmQuant::Q6K => TensorType::Q6K,
             LlmQuant::Q5KM | LlmQuant::Q5KS => TensorType::Q5K,
             LlmQuant::Q4KM | LlmQuant::Q4KS => TensorType::Q4K,
+            LlmQuant::Iq4Nl => TensorType::Iq4Nl,
             LlmQuant::Q4_0 => TensorType::Q4_0,
         }
     }
@@ -116,7 +121,7 @@ impl LlmQuant {
                 LlmQuant::Q4KM | LlmQuant::Q5KM if use_more_bits(layer, n_layers) => {
                     TensorType::Q6K
                 }
-                LlmQuant::Q4KS if layer < n_layers / 8 => TensorType::Q5K,
+                LlmQuant::Q4KS | LlmQuant::Iq4Nl if layer < n_layers / 8 => TensorType::Q5K,
                 _ => default,
             },
             Role::Exact | Role::Matrix => default,
@@ -186,6 +191,7 @@ pub(crate) enum TensorType {
     Q4K = 12,
     Q5K = 13,
     Q6K = 14,
+    Iq4Nl = 20,
     Bf16 = 30,
 }
 
@@ -194,7 +200,11 @@ impl TensorType {
     fn block(self) -> usize {
         match self {
             TensorType::F32 | TensorType::F16 | TensorType::Bf16 => 1,
-            TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q8_0 => 32,
+            TensorType::Q4_0
+            | TensorType::Q5_0
+            | TensorType::Q5_1
+            | TensorType::Q8_0
+            | TensorType::Iq4Nl => 32,
             TensorType::Q4K | TensorType::Q5K | TensorType::Q6K => 256,
         }
     }
@@ -265,6 +275,7 @@ mod tests {
             TensorType::Q4K,
             TensorType::Q5K,
             TensorType::Q6K,
+            TensorType::Iq4Nl,
         ] {
             let (block, _) = llama::type_layout(kind as u32).unwrap();
             assert_eq!(block as usize, kind.block(), "{kind:?}");
