@@ -23,6 +23,7 @@ pub mod projection;
 mod prompt;
 pub mod retriever;
 pub mod stages;
+mod turns;
 mod vision_worker;
 
 pub use error::{Error, ErrorKind, Result};

@@ -71,6 +71,8 @@ pub struct ModelOptions {
     /// Bytes kept of pictures seen before. A soft prompt of 32 rows of 4096 floats
     /// takes half a megabyte, ViT-g's output for a picture 1.4.
     pub image_cache_bytes: usize,
+    /// [`EngineOptions::for_throughput`]: for many pictures whose answers nobody watches.
+    pub for_throughput: bool,
 }
 
 impl Default for ModelOptions {
@@ -90,6 +92,7 @@ impl Default for ModelOptions {
             prefix_cache: true,
             queue_timeout: None,
             image_cache_bytes: 256 << 20,
+            for_throughput: false,
         }
     }
 }
@@ -119,6 +122,7 @@ impl ModelOptions {
                 true => defaults.prefix_sequences,
                 false => 0,
             },
+            for_throughput: self.for_throughput,
         }
     }
 }

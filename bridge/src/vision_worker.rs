@@ -332,6 +332,7 @@ impl Worker {
 
     /// Runs new pictures as far as the question does not matter.
     fn see(&self, chunk: &[(ImageKey, Tensor)], requests: &[Stages]) -> Result<Vec<Seen>> {
+        let _turn = self.engine.turn();
         let pixels: Vec<&Tensor> = chunk.iter().map(|(_, pixels)| pixels).collect();
         let pixels = Tensor::stack(&pixels, 0)?;
         let vision = during(requests, Stage::Vit, || self.encoder.vision(&pixels))?;
@@ -380,6 +381,7 @@ impl Worker {
                 .collect();
             let vision: Vec<&Tensor> = chunk.iter().map(|(_, _, vision)| *vision).collect();
             let read = during(&requests, Stage::Qformer, || {
+                let _turn = self.engine.turn();
                 self.soft_prompts(&Tensor::stack(&vision, 0)?, &instructions)
             });
             match read {

@@ -57,7 +57,8 @@ use crate::event::Event;
 use crate::language_model::LanguageModel;
 use crate::llama::MAX_SEQUENCES;
 use crate::stages::{Running, Stage, Stages};
-use crate::{Error, Result};
+use crate::turns::{Turn, Turns};
+use crate::{Error, Result, llama};
 
 /// Most biases of a request: each costs a little for every token.
 pub const MAX_LOGIT_BIASES: usize = 1024;
@@ -113,6 +114,10 @@ pub struct EngineOptions {
     /// `OMP_WAIT_POLICY=passive`). The runtime reads that variable before `main`, so
     /// only whoever starts the process can set it.
     pub threads: Option<usize>,
+    /// Whether only the time for all requests together counts, not how soon a single token
+    /// comes: prompts take what room a step has, and on a CPU pictures and steps are computed in
+    /// turns.
+    pub for_throughput: bool,
 }
 
 impl EngineOptions {
@@ -184,6 +189,7 @@ impl Default for EngineOptions {
             cache_type: CacheType::F16,
             flash_attention: FlashAttention::Auto,
             threads: None,
+            for_throughput: false,
         }
     }
 }
@@ -331,7 +337,11 @@ impl Engine {
             abort: abort.clone(),
         };
         let lane = factory.first()?;
-        let shared = Arc::new(Shared::default());
+        let has_gpu = || llama::devices().iter().any(|device| device.is_gpu);
+        let shared = Arc::new(Shared {
+            turns: (factory.options.for_throughput && !has_gpu()).then(Turns::default),
+            ..Shared::default()
+        });
         let worker = worker::Worker::new(lane, factory, shared.clone());
         let thread = std::thread::Builder::new()
             .name("qbridge-engine".to_owned())
@@ -449,6 +459,11 @@ impl Engine {
             });
         }
         Ok(())
+    }
+
+    /// A turn at the cores, where they are taken in turns.
+    pub(crate) fn turn(&self) -> Option<Turn<'_>> {
+        self.shared.turns.as_ref().map(Turns::take)
     }
 
     /// Refuses biases that [`Engine::submit`] would refuse.
@@ -644,6 +659,8 @@ struct Shared {
     state: Mutex<State>,
     wake: Condvar,
     counters: Counters,
+    /// Where the cores are shared with pictures in turns.
+    turns: Option<Turns>,
 }
 
 /// Written by the engine's thread alone.

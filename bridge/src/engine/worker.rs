@@ -14,6 +14,7 @@ use super::{Need, Shared, Waiting};
 use crate::event::Event;
 use crate::language_model::LanguageModel;
 use crate::llama::{ProcessError, Row};
+use crate::turns::Turns;
 use crate::{Error, Result};
 
 /// How long to wait for a reader when every sequence waits for one. A bounded
@@ -265,7 +266,7 @@ impl Worker {
         let mut failed = Vec::new();
         for prompts in [false, true] {
             if prompts && context.n_rows() > 0 {
-                most = most.min(context.n_rows() + prompt_rows);
+                most = most.min(context.n_rows().saturating_add(prompt_rows));
             }
             for &index in &self.order {
                 let Some(slot) = &self.slots[index] else {
@@ -302,8 +303,12 @@ impl Worker {
     }
 
     /// Rows of prompts that take no longer than [`PROMPT_SHARE`], or up to
-    /// [`MAX_SHARES`] of it where more requests wait for their first token than generate.
+    /// [`MAX_SHARES`] of it where more requests wait for their first token than generate; any
+    /// number where nobody waits for a single token.
     fn prompt_rows_beside_others(&self, lane: usize) -> usize {
+        if self.factory.options.for_throughput {
+            return usize::MAX;
+        }
         if self.row_seconds <= 0.0 {
             return PROMPT_ROWS;
         }
@@ -324,8 +329,10 @@ impl Worker {
     /// Computes the batch and chooses tokens. When it fails, what can be saved is
     /// tried again request by request, so that one cannot harm the others.
     fn process(&mut self, lane: usize) {
+        let turn = self.shared.turns.as_ref().map(Turns::take);
         let started = Instant::now();
         let processed = self.lanes[lane].context.process();
+        drop(turn);
         let n_rows = self.lanes[lane].context.n_rows();
         if processed.is_ok() && n_rows >= PROMPT_ROWS {
             let seconds = started.elapsed().as_secs_f64() / n_rows as f64;

@@ -103,6 +103,7 @@ impl Asker {
         let options = ModelOptions {
             num_beams,
             queue: in_flight,
+            for_throughput: args.jsonl.is_some(),
             ..model_options(&args.engine, slots)
         };
         Ok(Asker {

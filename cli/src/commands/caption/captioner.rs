@@ -94,6 +94,7 @@ impl Captioner {
                     .n_ctx
                     .or_else(|| Some(context(args, manifest, sequences))),
                 queue: in_flight,
+                for_throughput: true,
                 ..options
             },
         )?;

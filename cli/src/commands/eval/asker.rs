@@ -59,6 +59,7 @@ impl Asker {
             num_beams: Some(sequences),
             n_ctx: options.n_ctx.or_else(|| Some(n_ctx())),
             queue: in_flight,
+            for_throughput: true,
             ..options
         };
         Ok(Asker {
