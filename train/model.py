@@ -110,12 +110,12 @@ class Packed:
 class LanguageModel:
     """SmolLM2 with frozen weights as llama.cpp serves them, and the fixed text before the picture as a KV cache."""
 
-    def __init__(self, checkpoint: Path, device: torch.device, dtype: torch.dtype):
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, gguf_file=GGUF_NAME)
+    def __init__(self, gguf: Path, device: torch.device, dtype: torch.dtype):
+        self.tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # On a CPU torch's fused attention takes longer than plain matrix products at these lengths.
         attention = "eager" if device.type == "cpu" else "sdpa"
         model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, gguf_file=GGUF_NAME, dtype=torch.float32, attn_implementation=attention
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation=attention
         )
         self.model = model.eval().requires_grad_(False).to(device, dtype)
         self.device, self.dtype = device, dtype

@@ -10,6 +10,9 @@ projection, frozen language model, and the loss of its answers; stage 2's loss g
 with more pictures than the model is asked about.
 The last weights, averaged over steps, are written to RUN/bridge.safetensors.
 
+With --tune BRIDGE there is stage 3 alone, from the weights of that bridge and without stage 2's
+loss: it suits a bridge to another form of the language model, such as one of fewer bits.
+
 How long a stage runs is given in minutes, and the learning rate follows the share of them used,
 so that one command suits any machine; RUN/state.pt is written every few minutes, and a run that
 was stopped goes on from there. On a CPU there is one single-threaded process per core.
@@ -30,7 +33,7 @@ from torch import Tensor, multiprocessing, nn
 
 from data import read_names
 from features import feature_file, read_scenes
-from model import END, Bridge, LanguageModel
+from model import END, GGUF_NAME, Bridge, LanguageModel
 from questions import NUMBERS, Asking, Question
 from rows import AlignLoss, TargetRows
 from scenes import Scene
@@ -47,6 +50,8 @@ STAGES = {
     3: {"batch": 32, "asked": 10, "rate": 2e-4},
 }
 """Pictures of a step, how many of them go through the language model, and the highest learning rate."""
+TUNING = {"batch": 10, "asked": 10, "rate": 1e-4}
+"""The same for stage 3 with --tune."""
 PLAIN_SHARE = 0.15
 """Share of a batch that comes from the plain drawings rather than from the parts."""
 
@@ -63,6 +68,9 @@ class Options:
     stage3_minutes: float
     batch_scale: int
     without_style: str | None
+    llm: Path | None
+    tune: Path | None
+    processes: int | None
     device: str
 
 
@@ -102,14 +110,18 @@ class Pictures:
         return [self.scenes[folder][row] for folder, row in self._places(count)]
 
     def batch(self, count: int) -> tuple[Tensor, list[Scene]]:
-        """A random batch; a random share of the patches is left out, and noise is added."""
+        """A random batch, changed."""
         features, scenes = self.get(self._places(count))
-        patches = features.shape[1] - 1
+        return self.changed(features), scenes
+
+    def changed(self, features: Tensor) -> Tensor:
+        """The same features of pictures without a random share of their patches, and with noise."""
+        count, patches = len(features), features.shape[1] - 1
         kept = int(patches * self.generator.uniform(0.5, 1.0))
         order = torch.rand(count, patches).argsort(1)[:, :kept] + 1
         order = torch.cat([torch.zeros(count, 1, dtype=torch.long), order], 1)
         features = features.gather(1, order[:, :, None].expand(-1, -1, features.shape[2]))
-        return features + 0.1 * torch.randn_like(features), scenes
+        return features + 0.1 * torch.randn_like(features)
 
 
 @dataclass
@@ -136,14 +148,17 @@ class Trainer:
         self.device = torch.device(options.device)
         names, taken_for = read_names(options.data)
         torch.manual_seed(0)
-        self.language_model = LanguageModel(options.checkpoint, self.device, torch.bfloat16)
+        self.language_model = LanguageModel(options.llm or options.checkpoint / GGUF_NAME, self.device, torch.bfloat16)
         self.bridge = Bridge(self.language_model.embeddings.shape[1], dropout=0.0)
         self.bridge.match_scale(self.language_model.embeddings.float())
         self.bridge.to(self.device)
         self.rows = TargetRows(names, taken_for, self.language_model)
-        self._fit_features()
+        if options.tune:
+            self.bridge.load(options.tune)
+        else:
+            self._fit_features()
         self.averaged = {name: tensor.detach().clone() for name, tensor in self.bridge.state_dict().items()}
-        self.stage, self.used_minutes, self.step = 1, 0.0, 0
+        self.stage, self.used_minutes, self.step = 3 if options.tune else 1, 0.0, 0
         self.optimizer = self._optimizer()
         self._load()
         torch.manual_seed(1 + rank + self.step)
@@ -188,15 +203,16 @@ class Trainer:
             self.bridge.save(self.options.out / "bridge.safetensors")
 
     def _run_stage(self) -> None:
-        if self.stage > 1:
+        if self.stage > 1 and not self.options.tune:
             self.align = AlignLoss(self.rows, self.pictures.random_scenes(500))
         start = time.monotonic() - 60 * self.used_minutes
         reported = saved = time.monotonic()
         pictures = 0
         share = self.used_minutes / self.minutes()
+        sizes = TUNING if self.options.tune else STAGES[self.stage]
         while share < 1:
-            rate = STAGES[self.stage]["rate"] * min(1.0, share / 0.03 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share)) + 1e-6
-            batch, asked = (self.options.batch_scale * STAGES[self.stage][key] // self.processes for key in ("batch", "asked"))
+            rate = sizes["rate"] * min(1.0, share / 0.03 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * share)) + 1e-6
+            batch, asked = (self.options.batch_scale * sizes[key] // self.processes for key in ("batch", "asked"))
             share = self._one_step(batch, asked, rate, (time.monotonic() - start) / 60 / self.minutes())
             pictures += batch * self.processes
             now = time.monotonic()
@@ -220,9 +236,11 @@ class Trainer:
             features, scenes = self.pictures.batch(batch)
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 soft = self.bridge(features.to(self.device))
-            align_loss, parts = self.align(soft, scenes)
-            self.tally.add(**parts)
-            loss = align_loss if self.stage == 2 else ALIGN_WEIGHT_IN_STAGE_3 * align_loss
+            loss = 0.0
+            if not self.options.tune:
+                align_loss, parts = self.align(soft, scenes)
+                self.tally.add(**parts)
+                loss = align_loss if self.stage == 2 else ALIGN_WEIGHT_IN_STAGE_3 * align_loss
         if asked:
             questions = [self.asking.questions(scene, QUESTIONS_PER_PICTURE) for scene in scenes[:asked]]
             answer_loss, likeliest = self.language_model.loss(soft[:asked], self.language_model.pack(questions))
@@ -270,7 +288,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> str:
         """With --without-style: how often the first slot holds the right name, on that style's drawings."""
-        if self.stage == 1 or not self.pictures.validation:
+        if self.stage == 1 or self.options.tune or not self.pictures.validation:
             return ""
         self.bridge.eval()
         right = 0
@@ -332,12 +350,17 @@ def main() -> None:
     parser.add_argument("--stage3-minutes", type=float, default=40)
     parser.add_argument("--batch-scale", type=int, default=1, help="multiply the batches, for a GPU")
     parser.add_argument("--without-style", help="leave this training style out and report on it, to choose settings by")
+    parser.add_argument("--llm", type=Path, help="another GGUF of the same language model, such as a bundle's llm.gguf")
+    parser.add_argument("--tune", type=Path, metavar="BRIDGE", help="stage 3 alone, from this bridge")
+    parser.add_argument("--processes", type=int, help="processes on a CPU; one per core where it is not given")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     options = Options(**vars(parser.parse_args()))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "rendezvous").unlink(missing_ok=True)
-    processes = torch.get_num_threads() if options.device == "cpu" else 1
+    processes = (options.processes or torch.get_num_threads()) if options.device == "cpu" else 1
     if processes == 1:
+        if options.processes:
+            torch.set_num_threads(1)
         work(0, 1, options)
     else:
         multiprocessing.spawn(work, (processes, options), nprocs=processes)
