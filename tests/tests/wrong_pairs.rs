@@ -130,6 +130,13 @@ fn a_t5_that_cannot_hold_its_activations() {
         String::from_utf8(output.stderr).unwrap()
     };
     assert!(!with_warnings(&gguf).contains("f16"));
+    let quantized = |quant: &str| {
+        let mut command = models.with_llm(&models.t5, &gguf);
+        command.args(["--llm-quant", quant]);
+        command
+    };
+    models.refuses(quantized("F16"), &["llm.gguf", "beyond the range of F16"]);
+    models.takes(quantized("BF16"));
     // f16 in place of f32 in the table of tensors: name, two dimensions, type.
     let mut bytes = std::fs::read(&gguf).unwrap();
     let name = b"dec.blk.1.ffn_down.weight";

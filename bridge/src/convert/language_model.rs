@@ -112,16 +112,23 @@ impl LlmSource {
         match self {
             LlmSource::Gguf(path, quant) => {
                 let info = GgufInfo::read(path)?;
-                let bytes = info.file_size;
-                if quant.is_some() && info.n_parts > 1 {
+                let refused = match quant {
+                    Some(_) if info.n_parts > 1 => Some(
+                        "the first of several parts, and only a single file can be quantized anew: \
+                         join them with llama.cpp's `llama-gguf-split --merge`",
+                    ),
+                    Some(LlmQuant::F16) if info.is_encoder_decoder() => Some(
+                        "a T5, whose feed-forward goes beyond the range of F16: take BF16 or Q8_0",
+                    ),
+                    _ => None,
+                };
+                if let Some(reason) = refused {
                     return Err(Error::Convert {
                         path: path.clone(),
-                        reason:
-                            "the first of several parts, and only a single file can be quantized \
-                                 anew: join them with llama.cpp's `llama-gguf-split --merge`"
-                                .to_owned(),
+                        reason: reason.to_owned(),
                     });
                 }
+                let bytes = info.file_size;
                 Ok((info, bytes))
             }
             LlmSource::Weights(weights) => weights.with(source, |conversion| {

@@ -74,8 +74,8 @@ pub fn of_bundle(llm: &GgufInfo, report: &BundleReport, machine: &Machine) -> Ve
             "on a CPU a language model in Q8_0 answers faster than in {kind}, and one in Q4_0 fastest (`--llm-quant`)"
         )),
         "Q4_1" | "Q5_0" | "Q5_1" => advice.push(format!(
-            "llama.cpp has no fast product for {kind} on a CPU: Q4_0 reads prompts about twice as fast, and Q8_0 faster too \
-             (`--llm-quant`)"
+            "llama.cpp has no fast product for {kind} on a CPU: IQ4_NL and Q4_0 read prompts about twice as fast, and Q8_0 \
+             faster too (`--llm-quant`)"
         )),
         "Q8_0" | "Q4_K_S" | "Q4_K_M" => advice.push(format!(
             "on a CPU Q4_0 reads prompts and answers faster than {kind}, less exactly (`--llm-quant Q4_0`)"
