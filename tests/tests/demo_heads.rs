@@ -59,7 +59,7 @@ fn the_matching_head_counts() {
 
 #[test]
 fn the_q_former_captions_by_itself() {
-    let mut command = qbridge(["caption", "--json"]);
+    let mut command = qbridge(["caption", "--quiet"]);
     command
         .arg(heads())
         .arg(picture("dog.png"))
