@@ -5,9 +5,9 @@
 
 The pictures are those of data.py's test, in the style that was never trained on, one of each caption. Prints
 recall of pictures by captions and captions by pictures (`qbridge eval`), by the similarity (ITC) and, for
-things alone, with the matching head (ITM) on the first 32; the area under the ROC curve of the matching head on each picture's caption and a wrong one
-(`qbridge filter`); captions that are right word for word (`qbridge caption`); and what `qbridge bootstrap` makes of
-a fifth of the captions swapped. Standard library only.
+things alone, with the matching head (ITM) on the first 32; the area under the ROC curve of both on each picture's caption
+and a wrong one (`qbridge filter`); captions that are right word for word (`qbridge caption`); and what `qbridge bootstrap` makes of
+a fifth of the captions swapped.
 """
 
 import argparse
@@ -18,15 +18,12 @@ from pathlib import Path
 
 from captions import Captioning, plain
 from data import read_names
+from features import read_scenes
 from scenes import Scene
 
 SEED = 30_000
 SWAPPED_SHARE = 0.2
 RERANK = 32
-
-
-def read_scenes(folder: Path) -> list[Scene]:
-    return [Scene.from_json(json.loads(line)) for line in (folder / "scenes.jsonl").read_text().splitlines()]
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:
