@@ -34,6 +34,10 @@ const EVENT_CAPACITY: usize = 64;
 /// cache grows with it.
 const DEFAULT_MAX_CONTEXT: usize = 4096;
 
+/// [`EngineOptions::prefix_sequences`] where only throughput counts: what is shared there is the prompt's beginning
+/// and a picture with several questions, and attention passes over the cells of all that is kept, if only to skip them.
+const THROUGHPUT_PREFIXES: usize = 4;
+
 /// How to run a bundle.
 #[derive(Debug, Clone)]
 pub struct ModelOptions {
@@ -71,6 +75,8 @@ pub struct ModelOptions {
     /// Bytes kept of pictures seen before. A soft prompt of 32 rows of 4096 floats
     /// takes half a megabyte, ViT-g's output for a picture 1.4.
     pub image_cache_bytes: usize,
+    /// [`EngineOptions::prompt_lookup`].
+    pub prompt_lookup: usize,
     /// [`EngineOptions::for_throughput`]: for many pictures whose answers nobody watches.
     pub for_throughput: bool,
 }
@@ -92,6 +98,7 @@ impl Default for ModelOptions {
             prefix_cache: true,
             queue_timeout: None,
             image_cache_bytes: 256 << 20,
+            prompt_lookup: 0,
             for_throughput: false,
         }
     }
@@ -118,10 +125,12 @@ impl ModelOptions {
             n_ubatch: self.n_ubatch.unwrap_or(defaults.n_ubatch),
             threads: self.threads,
             queue: self.queue,
-            prefix_sequences: match self.prefix_cache {
-                true => defaults.prefix_sequences,
-                false => 0,
+            prefix_sequences: match (self.prefix_cache, self.for_throughput) {
+                (true, true) => THROUGHPUT_PREFIXES,
+                (true, false) => defaults.prefix_sequences,
+                (false, _) => 0,
             },
+            prompt_lookup: self.prompt_lookup,
             for_throughput: self.for_throughput,
         }
     }

@@ -13,7 +13,7 @@ use crate::backend::Activity;
 /// Each metric: whether it only grows, its name, what it says, and where it is.
 type Entry = (bool, &'static str, &'static str, fn(&Activity) -> u64);
 
-const METRICS: [Entry; 16] = [
+const METRICS: [Entry; 18] = [
     (false, "requests_running", "Requests that generate", |of| {
         of.engine.active as u64
     }),
@@ -52,6 +52,18 @@ const METRICS: [Entry; 16] = [
         "engine_sampled_tokens",
         "Tokens that it chose, those of all beams",
         |of| of.engine.sampled_tokens,
+    ),
+    (
+        true,
+        "engine_guessed_tokens",
+        "Tokens that were guessed ahead of it",
+        |of| of.engine.guessed_tokens,
+    ),
+    (
+        true,
+        "engine_right_guesses",
+        "Guessed tokens that it then chose",
+        |of| of.engine.right_guesses,
     ),
     (true, "vision_batches", "Forward passes of the ViT", |of| {
         of.vision.batches

@@ -28,6 +28,7 @@ pub mod cells;
 pub mod detokenize;
 mod lane;
 pub mod logprobs;
+mod lookup;
 mod outbox;
 mod rules;
 pub mod sampling;
@@ -114,6 +115,11 @@ pub struct EngineOptions {
     /// `OMP_WAIT_POLICY=passive`). The runtime reads that variable before `main`, so
     /// only whoever starts the process can set it.
     pub threads: Option<usize>,
+    /// Most tokens to guess ahead, from where the last ones stood before in the prompt's text or in
+    /// the answer (prompt lookup decoding); 0 guesses nothing. Right guesses come at the price of
+    /// one token, wrong ones cost a part of it. Not for several answers to one prompt, nor for
+    /// models of which [`EngineOptions::prefix_sequences`] are 0.
+    pub prompt_lookup: usize,
     /// Whether only the time for all requests together counts, not how soon a single token
     /// comes: prompts take what room a step has, and on a CPU pictures and steps are computed in
     /// turns.
@@ -189,6 +195,7 @@ impl Default for EngineOptions {
             cache_type: CacheType::F16,
             flash_attention: FlashAttention::Auto,
             threads: None,
+            prompt_lookup: 0,
             for_throughput: false,
         }
     }
@@ -305,6 +312,10 @@ pub struct Activity {
     pub kept_sequences: u64,
     /// Rows of logits that tokens were chosen by, those of all beams counted.
     pub sampled_tokens: u64,
+    /// Tokens that were guessed ahead.
+    pub guessed_tokens: u64,
+    /// Those of them that were then chosen.
+    pub right_guesses: u64,
 }
 
 /// Answers sequences on a thread of its own. Dropping it ends that thread; the
@@ -390,6 +401,8 @@ impl Engine {
             reused_rows: count(&counters.reused_rows),
             kept_sequences: count(&counters.kept_sequences),
             sampled_tokens: count(&counters.sampled_tokens),
+            guessed_tokens: count(&counters.guessed_tokens),
+            right_guesses: count(&counters.right_guesses),
         }
     }
 
@@ -671,6 +684,8 @@ struct Counters {
     reused_rows: AtomicU64,
     kept_sequences: AtomicU64,
     sampled_tokens: AtomicU64,
+    guessed_tokens: AtomicU64,
+    right_guesses: AtomicU64,
 }
 
 #[derive(Default)]

@@ -4,6 +4,7 @@ use super::answer::{Answer, Ending, Limits};
 use super::beam::{BeamSearch, Hypothesis, Step, log_softmax};
 use super::cells::{Admission, RowKey};
 use super::logprobs::logprobs;
+use super::lookup::Lookup;
 use super::outbox::Outbox;
 use super::rules::Rules;
 use super::sampling::{Candidates, PENALTY_WINDOW, Sampler, likeliest};
@@ -70,9 +71,25 @@ struct Branch {
     top_logprobs: Option<usize>,
     /// Its tokens, where they are given and not drawn.
     given: Option<Vec<i32>>,
+    /// Guesses at what it goes on with.
+    lookup: Option<Lookup>,
     /// Sum of the log-probabilities so far, where they are asked for.
     logprob: f64,
     is_done: bool,
+}
+
+/// What a step brought.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    /// Whether the whole answer is there.
+    pub(super) is_complete: bool,
+    /// Rows of logits that a token was chosen by.
+    pub(super) n_rows: usize,
+    /// Tokens that were guessed of an answer, and those of them that were drawn.
+    pub(super) guessed: usize,
+    pub(super) right: usize,
+    /// Rows of each sequence that stay in the KV cache, beside the first.
+    pub(super) ahead: usize,
 }
 
 /// Room for one row of scores, reused by all slots of an engine.
@@ -91,11 +108,13 @@ impl Scratch {
 }
 
 impl Slot {
+    /// At most `prompt_lookup` tokens are guessed ahead.
     pub(super) fn new(
         waiting: Waiting,
         model: &LanguageModel,
         lane: usize,
         admission: Admission,
+        prompt_lookup: usize,
     ) -> Slot {
         let Waiting {
             sequence,
@@ -137,6 +156,7 @@ impl Slot {
             true => sequence.stop,
             false => Vec::new(),
         });
+        let is_drawn = sequence.given.is_empty();
         let mut given = sequence.given.into_iter();
         let is_continued = sequence.continues_text;
         let answer = |choice| Answer::new(choice, model, is_continued, stop.clone());
@@ -163,6 +183,9 @@ impl Slot {
                     constraint: sequence.constraint.as_ref().map(Constraint::fork),
                     top_logprobs: sequence.top_logprobs,
                     given: given.next(),
+                    // The answers of one prompt go step by step, each as far as the others.
+                    lookup: (prompt_lookup > 0 && sampling.n == 1 && is_drawn)
+                        .then(|| Lookup::new(&prompt_ids, prompt_lookup)),
                     logprob: 0.0,
                     is_done: false,
                 }
@@ -239,7 +262,8 @@ impl Slot {
     }
 
     /// Adds up to `most` of the rows that come next to the batch, and to `outputs`
-    /// those whose logits choose the next token, once the prompt is complete.
+    /// those whose logits choose the next token, once the prompt is complete. Then there
+    /// is one for each answer or beam, and behind it those of tokens that are expected.
     /// Returns how many rows. Changes nothing here: see [`Slot::advance`].
     pub(super) fn add_rows(
         &self,
@@ -249,12 +273,19 @@ impl Slot {
         outputs: &mut Vec<Row>,
     ) -> Result<usize> {
         if self.generates() {
-            // All answers or none; n_batch has room for every sequence.
+            // All answers or none; n_batch has room for every sequence. And each as far
+            // as the others, since they have one position.
             let last = self.last_tokens();
-            for &(sequence, id) in &last {
-                outputs.push(context.add_token(sequence, self.position, id, true)?);
+            let expected = last.iter().map(|(_, _, expected)| expected.len());
+            let room = (most / last.len().max(1)).saturating_sub(1);
+            let ahead = expected.min().unwrap_or(0).min(room);
+            for &(sequence, id, expected) in &last {
+                let ids = [id].into_iter().chain(expected[..ahead].iter().copied());
+                for (position, id) in (self.position..).zip(ids) {
+                    outputs.push(context.add_token(sequence, position, id, true)?);
+                }
             }
-            return Ok(last.len());
+            return Ok(last.len() * (1 + ahead));
         }
         let mut n = 0;
         let mut first = self.next_row;
@@ -276,23 +307,34 @@ impl Slot {
         Ok(n)
     }
 
-    /// The last token of each answer or beam that goes on, and its sequence.
-    fn last_tokens(&self) -> Vec<(usize, i32)> {
-        let last = |ids: &[i32], sequence: usize| ids.last().map(|&id| (sequence, id));
+    /// Of each answer or beam that goes on its sequence, its last token, and the tokens that
+    /// are expected behind it.
+    fn last_tokens(&self) -> Vec<(usize, i32, &[i32])> {
         let sequences = self.sequences.iter().copied();
         match &self.search {
             Search::Sample(branches) => branches
                 .iter()
                 .zip(sequences)
                 .filter(|(branch, _)| !branch.is_done)
-                .filter_map(|(branch, sequence)| last(branch.answer.ids(), sequence))
+                .filter_map(|(branch, sequence)| {
+                    let &id = branch.answer.ids().last()?;
+                    Some((sequence, id, branch.expected(self.max_tokens)))
+                })
                 .collect(),
             Search::Beams { beams, .. } => beams
                 .running()
                 .iter()
                 .zip(sequences)
-                .filter_map(|(beam, sequence)| last(&beam.ids, sequence))
+                .filter_map(|(beam, sequence)| Some((sequence, *beam.ids.last()?, &[][..])))
                 .collect(),
+        }
+    }
+
+    /// Sequences that the next token is computed of.
+    pub(super) fn n_running(&self) -> usize {
+        match &self.search {
+            Search::Sample(branches) => branches.iter().filter(|branch| !branch.is_done).count(),
+            Search::Beams { beams, .. } => beams.running().len(),
         }
     }
 
@@ -303,7 +345,14 @@ impl Slot {
         self.keys.get(self.position..end).unwrap_or_default()
     }
 
-    /// `n` rows of [`Slot::add_rows`] are in the KV cache now.
+    /// `n` rows of each sequence stay in the KV cache beside the one that
+    /// [`Slot::advance`] knows of.
+    pub(super) fn advance_by(&mut self, n: usize) {
+        self.position += n;
+    }
+
+    /// `n` rows of [`Slot::add_rows`] are in the KV cache now; of an answer those of its last
+    /// token, and what becomes of others [`Slot::choose`] tells.
     pub(super) fn advance(&mut self, n: usize, n_embd: usize) {
         if self.generates() {
             self.position += 1;
@@ -325,40 +374,47 @@ impl Slot {
     }
 
     /// Chooses tokens by the logits of `rows`, those that [`Slot::add_rows`] named,
-    /// and tells the reader; true when the answer is complete.
+    /// and tells the reader. Rows of tokens that were expected and did not come are taken
+    /// out of the KV cache.
     pub(super) fn choose(
         &mut self,
         rows: &[Row],
         context: &mut Context,
         model: &LanguageModel,
         scratch: &mut Scratch,
-    ) -> Result<bool> {
+    ) -> Result<Chosen> {
         if !self.has_first_token {
             self.has_first_token = true;
             self.running = None;
             self.running = Some(self.stages.begin(Stage::Decode));
         }
-        let is_complete = match self.search {
-            Search::Sample(_) => self.sample(rows, context, model, scratch),
-            Search::Beams { .. } => self.extend_beams(rows, context, model, scratch),
-        }?;
-        if is_complete {
+        let chosen = match self.search {
+            Search::Sample(_) => self.sample(rows, context, model, scratch)?,
+            Search::Beams { .. } => Chosen {
+                is_complete: self.extend_beams(rows, context, model, scratch)?,
+                n_rows: rows.len(),
+                ..Chosen::default()
+            },
+        };
+        if chosen.is_complete {
             self.running = None;
         }
-        Ok(is_complete)
+        Ok(chosen)
     }
 
     /// Draws the next token of each answer that goes on, or the first of all from the
-    /// prompt's one row.
+    /// prompt's one row, and more as long as it is the one that was expected.
     fn sample(
         &mut self,
         rows: &[Row],
         context: &mut Context,
         model: &LanguageModel,
         scratch: &mut Scratch,
-    ) -> Result<bool> {
+    ) -> Result<Chosen> {
+        let mut chosen = Chosen::default();
+        let max_tokens = self.max_tokens;
         let Search::Sample(branches) = &mut self.search else {
-            return Ok(false);
+            return Ok(chosen);
         };
         let are_new = branches.iter().all(|branch| branch.answer.ids().is_empty());
         if are_new && let Some((&first, others)) = self.sequences.split_first() {
@@ -366,46 +422,73 @@ impl Slot {
                 context.fork(first, other);
             }
         }
+        let n_running = branches.iter().filter(|branch| !branch.is_done).count();
+        let n_each = match are_new {
+            true => rows.len(),
+            false => rows.len() / n_running.max(1),
+        };
         let mut endings = Vec::new();
         let going_on = branches.iter_mut().filter(|branch| !branch.is_done);
         for (i, branch) in going_on.enumerate() {
-            let Some(&row) = rows.get(if are_new { 0 } else { i }) else {
-                continue;
-            };
-            let logits = context.logits(row)?;
-            let (id, logprobs) = branch.draw(logits, &self.rules, model, scratch)?;
-            if let Some(logprobs) = &logprobs {
-                branch.logprob += f64::from(logprobs.token.logprob);
+            let first = if are_new { 0 } else { i * n_each };
+            let rows = rows.get(first..first + n_each).unwrap_or_default();
+            let expected = branch.expected(max_tokens);
+            let expected = expected[..expected.len().min(n_each.saturating_sub(1))].to_vec();
+            let mut n_drawn = 0;
+            for (j, &row) in rows.iter().enumerate() {
+                let logits = context.logits(row)?;
+                let (id, logprobs) = branch.draw(logits, &self.rules, model, scratch)?;
+                n_drawn += 1;
+                if let Some(logprobs) = &logprobs {
+                    branch.logprob += f64::from(logprobs.token.logprob);
+                }
+                if self.sequences.len() == 1 && !self.keys.is_empty() {
+                    self.keys.push(RowKey::Token(id));
+                }
+                if let Some(lookup) = &mut branch.lookup {
+                    lookup.push(id);
+                }
+                let is_last = branch.is_complete();
+                let limits = match &branch.given {
+                    None => Limits {
+                        ends: &self.rules.ends,
+                        max_tokens,
+                    },
+                    Some(given) => Limits {
+                        ends: &[],
+                        max_tokens: given.len(),
+                    },
+                };
+                let answer = &mut branch.answer;
+                let ending = answer.accept(id, logprobs, is_last, limits, model, &mut self.outbox);
+                if let Some(ending) = ending {
+                    branch.is_done = true;
+                    let n_tokens = answer.ids().len();
+                    let mean = |_| (branch.logprob / n_tokens as f64) as f32;
+                    let mean_logprob = branch.top_logprobs.map(mean);
+                    endings.push((answer.choice(), n_tokens, mean_logprob, ending));
+                    break;
+                }
+                if expected.get(j) != Some(&id) {
+                    break;
+                }
             }
-            if self.sequences.len() == 1 && !self.keys.is_empty() {
-                self.keys.push(RowKey::Token(id));
-            }
-            let is_last = branch.is_complete();
-            let limits = match &branch.given {
-                None => Limits {
-                    ends: &self.rules.ends,
-                    max_tokens: self.max_tokens,
-                },
-                Some(given) => Limits {
-                    ends: &[],
-                    max_tokens: given.len(),
-                },
-            };
-            let answer = &mut branch.answer;
-            let ending = answer.accept(id, logprobs, is_last, limits, model, &mut self.outbox);
-            if let Some(ending) = ending {
-                branch.is_done = true;
-                let n_tokens = answer.ids().len();
-                let mean = |_| (branch.logprob / n_tokens as f64) as f32;
-                let mean_logprob = branch.top_logprobs.map(mean);
-                endings.push((answer.choice(), n_tokens, mean_logprob, ending));
+            chosen.n_rows += n_drawn;
+            // The row of what was drawn last is not there yet.
+            chosen.ahead = n_drawn.saturating_sub(1);
+            if let Some(lookup) = &mut branch.lookup {
+                lookup.learn(expected.len(), chosen.ahead);
+                (chosen.guessed, chosen.right) = (expected.len(), chosen.ahead);
+                if chosen.ahead < expected.len() {
+                    context.truncate(self.sequences[0], self.position + chosen.ahead);
+                }
             }
         }
-        let is_done = branches.iter().all(|branch| branch.is_done);
+        chosen.is_complete = branches.iter().all(|branch| branch.is_done);
         for (choice, n_tokens, mean_logprob, ending) in endings {
             self.done(choice, n_tokens, mean_logprob, ending);
         }
-        Ok(is_done)
+        Ok(chosen)
     }
 
     /// Takes a step of the beam search, and delivers the answers when it was the last.
@@ -491,6 +574,18 @@ impl Slot {
 }
 
 impl Branch {
+    /// Tokens that are expected next, without the one that would be the last.
+    fn expected(&self, max_tokens: usize) -> &[i32] {
+        let n = self.answer.ids().len();
+        if let Some(given) = &self.given {
+            return given
+                .get(n..given.len().saturating_sub(1))
+                .unwrap_or_default();
+        }
+        let guess = self.lookup.as_ref().map_or(&[][..], Lookup::guess);
+        &guess[..guess.len().min(max_tokens.saturating_sub(n + 1))]
+    }
+
     /// The next token, and what the model made of it where that is asked for.
     fn draw(
         &mut self,

@@ -175,7 +175,13 @@ impl Worker {
                 state.active += 1;
                 state.sequences += n;
             }
-            self.slots[index] = Some(Slot::new(waiting, &self.model, lane, admission));
+            // Who forgets rows cannot take any back.
+            let prompt_lookup = match self.model.shares_prefixes() {
+                true => self.factory.options.prompt_lookup,
+                false => 0,
+            };
+            let slot = Slot::new(waiting, &self.model, lane, admission, prompt_lookup);
+            self.slots[index] = Some(slot);
             self.order.push(index);
         }
         self.count_kept();
@@ -268,19 +274,31 @@ impl Worker {
             if prompts && context.n_rows() > 0 {
                 most = most.min(context.n_rows().saturating_add(prompt_rows));
             }
+            let takes_part = |index: usize| {
+                self.slots[index].as_ref().filter(|slot| {
+                    slot.lane == lane
+                        && slot.generates() != prompts
+                        && !slot.awaits_encoder()
+                        && slot.outbox.is_empty()
+                        && only.is_none_or(|only| only == index)
+                })
+            };
+            // The next token of everybody comes before those that are expected behind it.
+            let mut next = match prompts {
+                true => 0,
+                false => (self.order.iter())
+                    .filter_map(|&index| takes_part(index))
+                    .map(Slot::n_running)
+                    .sum(),
+            };
             for &index in &self.order {
-                let Some(slot) = &self.slots[index] else {
+                let Some(slot) = takes_part(index) else {
                     continue;
                 };
-                if slot.lane != lane
-                    || slot.generates() == prompts
-                    || slot.awaits_encoder()
-                    || !slot.outbox.is_empty()
-                    || only.is_some_and(|only| only != index)
-                {
-                    continue;
+                if !prompts {
+                    next -= slot.n_running();
                 }
-                let room = most - context.n_rows();
+                let room = (most - context.n_rows()).saturating_sub(next);
                 let first = self.outputs.len();
                 match slot.add_rows(room, context, self.model.n_embd(), &mut self.outputs) {
                     Ok(0) => {}
@@ -370,7 +388,8 @@ impl Worker {
     fn choose(&mut self, lane: usize) {
         let shares = std::mem::take(&mut self.shares);
         let outputs = std::mem::take(&mut self.outputs);
-        let counters = &self.shared.counters;
+        let shared = self.shared.clone();
+        let counters = &shared.counters;
         let prompt_rows: usize = shares
             .iter()
             .filter(|share| {
@@ -383,9 +402,6 @@ impl Worker {
         counters
             .prompt_rows
             .fetch_add(prompt_rows as u64, Ordering::Relaxed);
-        counters
-            .sampled_tokens
-            .fetch_add(outputs.len() as u64, Ordering::Relaxed);
         for share in &shares {
             let Some(slot) = &mut self.slots[share.slot] else {
                 continue;
@@ -399,10 +415,25 @@ impl Worker {
             }
             let context = &mut lane.context;
             let rows = &outputs[share.outputs.clone()];
-            match slot.choose(rows, context, &self.model, &mut self.scratch) {
-                Ok(false) => {}
-                Ok(true) => self.free(share.slot, true),
-                Err(error) => self.fail(share.slot, error),
+            let chosen = match slot.choose(rows, context, &self.model, &mut self.scratch) {
+                Ok(chosen) => chosen,
+                Err(error) => {
+                    self.fail(share.slot, error);
+                    continue;
+                }
+            };
+            lane.cells
+                .computed(slot.sequences[0], slot.next_keys(chosen.ahead));
+            slot.advance_by(chosen.ahead);
+            for (counter, n) in [
+                (&counters.sampled_tokens, chosen.n_rows),
+                (&counters.guessed_tokens, chosen.guessed),
+                (&counters.right_guesses, chosen.right),
+            ] {
+                counter.fetch_add(n as u64, Ordering::Relaxed);
+            }
+            if chosen.is_complete {
+                self.free(share.slot, true);
             }
         }
         self.shares = shares;

@@ -28,6 +28,9 @@ pub struct EngineArgs {
     /// Most rows that are computed at once; a larger step is split [default: 512]
     #[arg(long, env = "QBRIDGE_UBATCH_SIZE", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub ubatch_size: Option<u32>,
+    /// Most tokens to guess ahead where an answer repeats its prompt or itself; 0 guesses none
+    #[arg(long, default_value_t = 0, env = "QBRIDGE_PROMPT_LOOKUP", value_parser = clap::value_parser!(u16).range(..=64))]
+    pub prompt_lookup: u16,
     /// Layers of the language model kept on a GPU [default: all, where the build has one]
     #[arg(long, env = "QBRIDGE_GPU_LAYERS", value_parser = clap::value_parser!(u32).range(..=100_000))]
     pub gpu_layers: Option<u32>,

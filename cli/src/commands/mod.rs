@@ -55,6 +55,7 @@ fn model_options(engine: &EngineArgs, slots: u16) -> ModelOptions {
         flash_attention: engine.flash_attention.into(),
         n_batch: engine.batch_size.map(|n| n as usize),
         n_ubatch: engine.ubatch_size.map(|n| n as usize),
+        prompt_lookup: usize::from(engine.prompt_lookup),
         language_model: engine.language_model(),
         ..ModelOptions::default()
     }

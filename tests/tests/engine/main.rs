@@ -7,6 +7,7 @@ mod choices;
 mod encoder_decoder;
 mod given;
 mod golden_answers;
+mod lookup;
 mod prefixes;
 mod requests;
 mod scheduling;
