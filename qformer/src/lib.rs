@@ -54,6 +54,7 @@ mod resize;
 pub mod stage1;
 pub mod vision;
 pub mod wordpiece;
+mod workers;
 
 pub use encoder::{Encoder, Encoding, JOINED_PATCHES, joined_patches};
 pub use error::{Error, Result};

@@ -39,6 +39,11 @@ pub fn by_candle<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Whether this thread is inside of [`by_candle`].
+pub(crate) fn is_by_candle() -> bool {
+    BY_CANDLE.get()
+}
+
 /// Whether tensors like `x` go through this crate's own CPU code.
 pub(crate) fn runs_here(x: &Tensor) -> bool {
     has_own_code(x.device(), x.dtype())
@@ -46,7 +51,7 @@ pub(crate) fn runs_here(x: &Tensor) -> bool {
 
 /// Whether tensors of this dtype go through this crate's own CPU code there.
 pub(crate) fn has_own_code(device: &Device, dtype: DType) -> bool {
-    device.is_cpu() && dtype == DType::F32 && !BY_CANDLE.get()
+    device.is_cpu() && dtype == DType::F32 && !is_by_candle()
 }
 
 /// `y = x * weight^T + bias`, `weight` being `[outputs, inputs]`.

@@ -21,6 +21,7 @@ use crate::linear::Linear;
 use crate::mask::Mask;
 use crate::norm::LayerNorm;
 use crate::operations::timed_tensor;
+use crate::workers::among_workers;
 use crate::{Error, Result};
 
 /// `query_tokens` and `qformer.*` of a checkpoint.
@@ -136,16 +137,18 @@ impl QFormerModel {
 
     /// [`QFormerModel::forward`], and what text under [`Mask::MultimodalCausal`] sees of it.
     pub(crate) fn forward_cached(&self, vision: &Tensor) -> Result<(Tensor, Cache)> {
-        let mut hidden = self.queries(vision.dim(0)?)?;
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            let (keys, values) = layer.attention.keys_and_values(&hidden)?;
-            let attended = layer.attention.attend(&hidden, &keys, &values, None)?;
-            hidden = layer.forward_queries(&attended, vision)?;
-            layers.push((keys, values));
-        }
-        let n_queries = self.queries.dim(1)?;
-        Ok((hidden, Cache { layers, n_queries }))
+        among_workers(vision.device(), || {
+            let mut hidden = self.queries(vision.dim(0)?)?;
+            let mut layers = Vec::with_capacity(self.layers.len());
+            for layer in &self.layers {
+                let (keys, values) = layer.attention.keys_and_values(&hidden)?;
+                let attended = layer.attention.attend(&hidden, &keys, &values, None)?;
+                hidden = layer.forward_queries(&attended, vision)?;
+                layers.push((keys, values));
+            }
+            let n_queries = self.queries.dim(1)?;
+            Ok((hidden, Cache { layers, n_queries }))
+        })
     }
 
     /// [`QFormerModel::forward`] beside a text for each picture: token ids, as
@@ -195,11 +198,13 @@ impl QFormerModel {
         };
         let lengths = lengths(texts, n_queries);
         let visible = |entry: usize, row| mask.visible(row, n_queries, lengths[entry]);
-        let mut hidden = Tensor::cat(&[queries, text], 1)?;
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, &visible, n_queries, vision)?;
-        }
-        Ok(hidden)
+        among_workers(vision.device(), || {
+            let mut hidden = Tensor::cat(&[queries, text], 1)?;
+            for layer in &self.layers {
+                hidden = layer.forward(&hidden, &visible, n_queries, vision)?;
+            }
+            Ok(hidden)
+        })
     }
 
     /// Texts alone, as they are under [`Mask::Unimodal`]: `[texts, longest text,

@@ -27,7 +27,7 @@ thread_local! {
 }
 
 #[derive(Default)]
-struct Recorder {
+pub(crate) struct Recorder {
     operations: Vec<Operation>,
     /// Those that are running, the innermost last.
     running: Vec<Running>,
@@ -85,6 +85,11 @@ pub fn record<T>(work: impl FnOnce() -> T) -> (T, Vec<Operation>) {
         result,
         recorder.map_or_else(Vec::new, |recorder| recorder.operations),
     )
+}
+
+/// Gives this thread another recorder, and returns the one that it had.
+pub(crate) fn replace_recorder(recorder: Option<Recorder>) -> Option<Recorder> {
+    RECORDER.replace(recorder)
 }
 
 fn is_recording() -> bool {

@@ -17,6 +17,7 @@ use crate::checkpoint::Weights;
 use crate::config::VisionConfig;
 use crate::linear::Linear;
 use crate::norm::LayerNorm;
+use crate::workers::among_workers;
 use crate::{Error, Result, operations};
 
 /// `vision_model.*` of a checkpoint.
@@ -88,12 +89,15 @@ impl VisionModel {
 
     /// What comes before the last LayerNorm.
     fn hidden(&self, pixels: &Tensor) -> Result<Tensor> {
-        let embeddings = operations::timed("patch embedding", || self.embeddings.forward(pixels));
-        let mut hidden = embeddings?;
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, None)?;
-        }
-        Ok(hidden)
+        among_workers(pixels.device(), || {
+            let embeddings =
+                operations::timed("patch embedding", || self.embeddings.forward(pixels));
+            let mut hidden = embeddings?;
+            for layer in &self.layers {
+                hidden = layer.forward(&hidden, None)?;
+            }
+            Ok(hidden)
+        })
     }
 }
 
