@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,12 +46,14 @@ def settings(args: argparse.Namespace, bundle: Path, checkpoint: Path | None) ->
     """What each bench is run with: less of what takes long."""
     is_large = checkpoint is not None
     batch = ("1,1,4" if args.quick else "1,1,1,4,16") if is_large else "1,1,1,1,4,4,16,16"
+    batch = ",".join(n for n in batch.split(",") if int(n) <= args.largest_batch)
     return SimpleNamespace(
         qbridge=args.qbridge,
         bundle=bundle,
         checkpoint=checkpoint,
         picture=vision.PICTURES / "dog.png",
-        onnx=args.work / f"onnx-{bundle.name}",
+        # Another bundle of that name has other weights.
+        onnx=args.work / f"onnx-{bundle.name}-{sha256((bundle / 'bundle.toml').read_bytes()).hexdigest()[:12]}",
         rounds=args.rounds,
         without=args.without,
         batch=batch,
@@ -64,7 +67,7 @@ def settings(args: argparse.Namespace, bundle: Path, checkpoint: Path | None) ->
 
 def captions(args: argparse.Namespace, found: SimpleNamespace) -> dict:
     is_large = found.checkpoint is not None
-    found.pictures, found.batch = (4, 4) if is_large else (16, 8)
+    found.pictures, found.batch = (4, 4) if is_large else (64, 8)
     found.tokens = 16 if is_large else 0
     return caption.measure(found)
 
@@ -120,6 +123,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="minutes: one round, small batches, no full report")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--subjects", nargs="+", choices=["demo", "full-size"], default=["demo", "full-size"])
+    parser.add_argument("--largest-batch", type=int, default=16, help="of pictures that are encoded at once")
     parser.add_argument("--without", nargs="*", default=[], help="who is left out, such as 'PyTorch bf16'")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the table anew")
     parser.add_argument("--out", type=Path, help="directory of the raw runs [default: docs/performance, of --quick --work]")

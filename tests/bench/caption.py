@@ -1,6 +1,6 @@
 """`qbridge caption` beside transformers, on the same pictures, batch size, threads and minutes.
 
-    python tests/bench/caption.py --qbridge target/release/qbridge --bundle BUNDLE [--pictures 16] [--rounds 5]
+    python tests/bench/caption.py --qbridge target/release/qbridge --bundle BUNDLE [--pictures 64] [--rounds 5]
     python tests/bench/caption.py ... --bundle FULL_SIZE --checkpoint DIR --pictures 4 --batch 4 --tokens 16
 
 A round is one process of each in turn, because a shared machine's speed drifts: only the ratios of one round count.
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--qbridge", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, help="what the bundle was converted from")
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5)

@@ -30,9 +30,9 @@ READY_SECONDS = 300
 
 
 @contextmanager
-def server(args: argparse.Namespace, kind: str):
+def server(args: argparse.Namespace, kind: str, *more):
     """A `qbridge serve`, and its URL."""
-    command = [args.qbridge, "serve", args.bundle, "--port", 0, "--slots", 1, "--vision", kind, "--no-ui"]
+    command = [args.qbridge, "serve", args.bundle, "--port", 0, "--slots", 1, "--vision", kind, "--no-ui", *more]
     process = subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
     )
