@@ -26,8 +26,9 @@ if ! "$qbridge" inspect "$bundle" >/dev/null 2>&1 || ! "$qbridge" inspect "$head
         --out "$work/checkpoint" --heads "$work/checkpoint-heads" >&2
     "$qbridge" convert "$work/checkpoint-heads" --vision f32 --out "$heads" \
         --license vision=Apache-2.0 --license qformer=Apache-2.0 >/dev/null
-    "$qbridge" bundle "$work/checkpoint" --llm "$work"/checkpoint/*.gguf --layout "$here/prompt.toml" \
-        --name qbridge-demo --out "$bundle" \
+    # A CPU has no fast product for the type that it comes in; the bridge was tuned to this one.
+    "$qbridge" convert "$work/checkpoint" --llm "$work"/checkpoint/*.gguf --llm-quant IQ4_NL --vision f32 \
+        --layout "$here/prompt.toml" --name qbridge-demo --out "$bundle" \
         --license vision=Apache-2.0 --license qformer=Apache-2.0 \
         --license projection=Apache-2.0 --license llm=Apache-2.0 >/dev/null
     rm -rf "$work"/checkpoint*

@@ -31,6 +31,31 @@ class Tokens:
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
 
 
+def split(attention: nn.Module, rows: Tensor) -> Tensor:
+    """[batch, rows, width] to [batch, heads, rows, head width]."""
+    return rows.unflatten(2, (attention.num_attention_heads, -1)).transpose(1, 2)
+
+
+def attend(attention: nn.Module, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What `rows` find, [batch, rows, width], before the output's matrix."""
+    found = F.scaled_dot_product_attention(split(attention, attention.query(rows)), keys, values, attn_mask=mask)
+    return found.transpose(1, 2).flatten(2)
+
+
+def together(ids: Tensor, causal: bool) -> Tensor:
+    """[texts, 1, rows, rows]: which rows of queries and text see which."""
+    batch, length = ids.shape
+    rows = QUERIES + length
+    seen = torch.ones(batch, rows, dtype=torch.bool, device=ids.device)
+    seen[:, QUERIES:] = ids != PAD
+    mask = seen[:, None, None].expand(-1, 1, rows, -1)
+    if causal:
+        order = torch.ones(rows, rows, dtype=torch.bool, device=ids.device).tril()
+        order[:QUERIES, :QUERIES] = True
+        mask = mask & order
+    return mask
+
+
 class Heads(nn.Module):
     """Query tokens, Q-Former and heads under the names of Blip2ForImageTextRetrieval, and LAVIS's `cls`."""
 
@@ -57,7 +82,6 @@ class Heads(nn.Module):
         nn.init.normal_(self.embeddings.word_embeddings.weight, std=BRIDGE_WIDTH**-0.5)
         nn.init.normal_(self.embeddings.position_embeddings.weight, std=0.3 * BRIDGE_WIDTH**-0.5)
         self.qformer = Blip2QFormerModel(config)
-        self.qformer.set_attn_implementation("eager")
         self.vision_projection = nn.Linear(BRIDGE_WIDTH, FEATURES)
         self.text_projection = nn.Linear(BRIDGE_WIDTH, FEATURES)
         self.itm_head = nn.Linear(BRIDGE_WIDTH, 2)
@@ -84,66 +108,81 @@ class Heads(nn.Module):
         if unknown or wrong:
             raise ValueError(f"{path} is no bridge of this shape: {unknown + wrong}")
 
-    def joint(self, features: Tensor, ids: Tensor, causal: bool) -> Tensor:
-        """Queries and text together, [batch, QUERIES + tokens, width].
+    def looked_at(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [pictures, heads, patches, head width] of each layer's cross-attention."""
+        features = self.vision_model.post_layernorm(features)
+        crosses = [layer.crossattention.attention for layer in self.qformer.encoder.layer]
+        return [(split(cross, cross.key(features)), split(cross, cross.value(features))) for cross in crosses]
+
+    def joint(self, looked: list[tuple[Tensor, Tensor]], ids: Tensor, causal: bool) -> list[Tensor]:
+        """Rows of queries and text together, [texts, QUERIES + tokens, width], behind each layer; `looked` may be of
+        fewer pictures than there are texts, which then go round them.
 
         `causal`: text sees queries and the text before it, queries do not see text (ITG, and queries as ITC has
         them); else everything sees everything but padding (ITM)."""
-        batch, length = ids.shape
-        rows = QUERIES + length
-        seen = torch.ones(batch, rows, dtype=torch.bool, device=ids.device)
-        seen[:, QUERIES:] = ids != PAD
-        mask = seen[:, None, :].expand(-1, rows, -1)
-        if causal:
-            order = torch.ones(rows, rows, dtype=torch.bool, device=ids.device).tril()
-            order[:QUERIES, :QUERIES] = True
-            mask = mask & order
-        queries = self.query_tokens.expand(batch, -1, -1)
-        embedded = self.embeddings(input_ids=ids, query_embeds=queries)
-        additive = torch.zeros(batch, 1, rows, rows, device=ids.device).masked_fill_(~mask[:, None], torch.finfo(torch.float32).min)
-        return self.qformer(
-            query_embeds=embedded,
-            query_length=QUERIES,
-            attention_mask=additive,
-            encoder_hidden_states=self.vision_model.post_layernorm(features),
-        ).last_hidden_state
+        embedded = self.embeddings(input_ids=ids, query_embeds=self.query_tokens.expand(len(ids), -1, -1))
+        rows = self.qformer.layernorm(embedded)
+        return self._behind_layers(rows, together(ids, causal), QUERIES, self._repeated(looked, len(ids)))
 
-    def text_branch(self, ids: Tensor, seen: list[Tensor] | None = None) -> Tensor:
-        """Rows of text, [batch, tokens, width], by the text's branch alone: each sees all the text, or, with `seen`, the
-        queries' rows [batch, QUERIES, width] before each layer and the text up to itself."""
-        rows = self.qformer.layernorm(self.embeddings(input_ids=ids))
+    def met_in_last(self, queries: Tensor, texts: Tensor, ids: Tensor, looked: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The last rows as `joint` has them, not causal, of rows that have not met before the last layer."""
+        number = len(self.qformer.encoder.layer) - 1
+        rows = torch.cat([queries.repeat(len(texts) // len(queries), 1, 1), texts], 1)
+        return self._behind_layers(rows, together(ids, False), QUERIES, self._repeated(looked, len(ids)), first=number)[-1]
+
+    @staticmethod
+    def _repeated(looked: list[tuple[Tensor, Tensor]], count: int) -> list[tuple[Tensor, ...]]:
+        return [tuple(x.repeat(count // len(x), 1, 1, 1) for x in pair) for pair in looked]
+
+    def text_branch(self, ids: Tensor, seen: list[Tensor] | None = None) -> list[Tensor]:
+        """Rows of text behind each layer, [texts, tokens, width], by the text's branch alone: each sees all the text, or, with
+        `seen`, the queries' rows [texts, QUERIES, width] before each layer and the text up to itself."""
         length = ids.shape[1]
         mask = (ids != PAD)[:, None, None].expand(-1, 1, length, -1)
         if seen is not None:
             mask = torch.cat([mask.new_ones(len(ids), 1, length, QUERIES), mask & mask.new_ones(length, length).tril()], 3)
-        for number, layer in enumerate(self.qformer.encoder.layer):
+        return self._behind_layers(self.qformer.layernorm(self.embeddings(input_ids=ids)), mask, 0, seen=seen)
+
+    def query_rows(self, looked: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """The queries' rows [pictures, QUERIES, width] behind each layer, no text being there."""
+        rows = self.qformer.layernorm(self.query_tokens).expand(len(looked[0][0]), -1, -1)
+        return self._behind_layers(rows, None, QUERIES, looked)
+
+    def _behind_layers(self, rows: Tensor, mask: Tensor | None, queries: int, looked: list | None = None, seen: list[Tensor] | None = None, first: int = 0) -> list[Tensor]:
+        """Both branches as Blip2QFormerModel has them, from layer `first` on: the first `queries` rows look at the picture."""
+        found = []
+        for number, layer in enumerate(self.qformer.encoder.layer[first:], first):
             keys = rows if seen is None else torch.cat([seen[number].to(rows.dtype), rows], 1)
             shared = layer.attention.attention
-            split = [x.unflatten(2, (shared.num_attention_heads, -1)).transpose(1, 2) for x in (shared.query(rows), shared.key(keys), shared.value(keys))]
-            attended = F.scaled_dot_product_attention(*split, attn_mask=mask).transpose(1, 2).flatten(2)
-            rows = layer.feed_forward_chunk(layer.attention.output(attended, rows))
-        return rows
-
-    def query_rows(self, features: Tensor) -> list[Tensor]:
-        """The queries' rows [batch, QUERIES, width] before the first layer and behind each, no text being there."""
-        rows = [self.qformer.layernorm(self.query_tokens).expand(len(features), -1, -1)]
-        hooks = [layer.register_forward_hook(lambda _, __, output: rows.append(output)) for layer in self.qformer.encoder.layer]
-        self.qformer(query_embeds=self.query_tokens.expand(len(features), -1, -1), encoder_hidden_states=self.vision_model.post_layernorm(features))
-        for hook in hooks:
-            hook.remove()
-        return rows
+            attended = attend(shared, rows, split(shared, shared.key(keys)), split(shared, shared.value(keys)), mask)
+            rows = layer.attention.output(attended, rows)
+            parts = []
+            if queries:
+                asking = rows[:, :queries]
+                cross = layer.crossattention
+                asking = cross.output(attend(cross.attention, asking, *looked[number]), asking)
+                parts.append(layer.feed_forward_chunk_query(asking))
+            if rows.shape[1] > queries:
+                parts.append(layer.feed_forward_chunk(rows[:, queries:]))
+            rows = torch.cat(parts, 1)
+            found.append(rows)
+        return found
 
     def text_features(self, ids: Tensor) -> Tensor:
         """[texts, FEATURES], of length 1: texts read alone, at [CLS]."""
-        return F.normalize(self.text_projection(self.text_branch(ids)[:, 0]).float(), dim=-1)
+        return self.text_features_of(self.text_branch(ids)[-1])
+
+    def text_features_of(self, rows: Tensor) -> Tensor:
+        """The same, of the text branch's last rows."""
+        return F.normalize(self.text_projection(rows[:, 0]).float(), dim=-1)
 
     def picture_features(self, queries: Tensor) -> Tensor:
         """[pictures, QUERIES, FEATURES], each of length 1, of the queries' rows."""
         return F.normalize(self.vision_projection(queries).float(), dim=-1)
 
-    def match_logits(self, features: Tensor, ids: Tensor) -> Tensor:
-        """[pairs, 2]: no match, match."""
-        return self.itm_head(self.joint(features, ids, causal=False)[:, :QUERIES]).float().mean(1)
+    def match_logits(self, rows: Tensor) -> Tensor:
+        """[pairs, 2], no match and match, of the last rows of a pass that is not causal."""
+        return self.itm_head(rows[:, :QUERIES]).float().mean(1)
 
     def caption_logits(self, text: Tensor) -> Tensor:
         """Rows of text to scores of the next word, [..., words]."""

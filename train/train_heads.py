@@ -8,15 +8,18 @@ for each picture that is near by ITC, or wrong in one detail (ITM). All losses h
 blip2_qformer.py).
 
 The query branch begins as that of the trained bridge, demo/bridge.safetensors, and knows what there is to see. So there are
-four parts, each for so many minutes:
+five parts, each for so many minutes:
 
 1. "text" leaves the query branch as it is, computes its rows once for each picture, and teaches the text branch to meet
    them there, by ITC and ITG; a step costs a tenth of a whole one. Words begin as what the queries say of pictures of them.
 2. "both" trains everything by ITC and ITG, which come from one pass, since queries do not see captions.
 3. "deeper" brings ITM, and with it a third layer, which begins by adding nothing: in two, words can meet what the queries
    saw only in the last, half of which they have not seen by then.
-4. "match" adds a fourth and trains that and the heads alone, by all three. It begins with an attention that compares as ITC
-   does, so that ITM can begin with what ITC knows: after the third part it had learned to count and nothing of names.
+4. "compare" adds a fourth and trains that and the heads alone. It begins with an attention that compares as ITC does. For ITM
+   its rows are those of pictures and texts that have not met before it: after the third part rows that had met knew how many
+   things there are and nothing of names.
+5. "match" trains everything, ITM on rows that meet in all layers, and keeps those before the last near to what they are when
+   they have not met: what ITC compares is still there to compare.
 
 The last weights, averaged over steps, are written to RUN/heads.safetensors, the words to RUN/vocab.txt.
 """
@@ -45,14 +48,16 @@ TEXT_BATCH, SPOKEN_SHARE, TEXT_RATE = 192, 0.25, 2e-3
 BATCH, RATE = 48, 5e-4
 """The same of the second."""
 ALL_BATCH, ALL_RATE = 32, 5e-4
-"""And of the last two."""
+"""And of the others."""
+KEEP_WEIGHT = 1.0
+"""What a squared distance of 1 from rows that have not met costs, in the last part."""
 WRONG = ("detail", "near", "any")
 """Kinds of wrong captions for ITM, each as often: wrong in one detail, of another picture that is near by ITC, of any other."""
 LABEL_SMOOTHING = 0.1
 NAME_ROW = 1
 """The row of the bridge that names the first thing (rows.py)."""
 BELOW = ("query_tokens", "embeddings.", "qformer.")
-"""What the last part leaves as it is, but for the layer that it adds."""
+"""What the fourth part leaves as it is, but for the layer that it adds."""
 SHARED = ("query_tokens", "vision_model", "attention.", "_query.", "qformer.layernorm")
 """Parts of the names of what the query branch is made of."""
 
@@ -67,6 +72,7 @@ class Options:
     text_minutes: float
     both_minutes: float
     deeper_minutes: float
+    compare_minutes: float
     match_minutes: float
     go_on: bool
     batch_scale: int
@@ -99,14 +105,15 @@ class Trainer:
             self._begin_words(rows)
             self._train("text", text, self.options.text_minutes, TEXT_BATCH, TEXT_RATE, lambda count: self._text_loss(rows, count))
             del rows
-            self._train("both", list(self.heads.parameters()), self.options.both_minutes, BATCH, RATE, lambda count: self._loss(count, False))
+            self._train("both", list(self.heads.parameters()), self.options.both_minutes, BATCH, RATE, self._loss)
             self._deepen()
-            self._train("deeper", list(self.heads.parameters()), self.options.deeper_minutes, ALL_BATCH, ALL_RATE, lambda count: self._loss(count, True))
+            self._train("deeper", list(self.heads.parameters()), self.options.deeper_minutes, ALL_BATCH, ALL_RATE, lambda count: self._loss(count, self._match))
         self._deepen()
         below = [p for name, p in self.heads.named_parameters() if name.startswith(BELOW) and f".{LAYERS + 1}." not in name]
-        for parameter in below:
-            parameter.requires_grad_(False)
-        self._train("match", list(self.heads.parameters()), self.options.match_minutes, ALL_BATCH, ALL_RATE, lambda count: self._loss(count, True))
+        for part, minutes, match in (("compare", self.options.compare_minutes, self._compare), ("match", self.options.match_minutes, self._keep)):
+            for parameter in below:
+                parameter.requires_grad_(part == "match")
+            self._train(part, list(self.heads.parameters()), minutes, ALL_BATCH, ALL_RATE, lambda count, match=match: self._loss(count, match))
 
     def _deepen(self) -> None:
         self.heads = self.heads.deepened().to(self.device).train()
@@ -155,7 +162,8 @@ class Trainer:
         for start in range(0, len(places), BATCH):
             features, scenes = self.pictures.get(places[start : start + BATCH])
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                rows = torch.stack(self.heads.query_rows(self.pictures.changed(features).to(self.device))[1:], 1)
+                looked = self.heads.looked_at(self.pictures.changed(features).to(self.device))
+                rows = torch.stack(self.heads.query_rows(looked), 1)
             found += zip(rows.half(), scenes)
         print(f"query rows of {len(found)} pictures", flush=True)
         return found
@@ -180,30 +188,31 @@ class Trainer:
         before = self.heads.qformer.layernorm(self.heads.query_tokens).detach().expand(count, -1, -1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             ids = self.tokens(captions[: round(SPOKEN_SHARE * count)], self.tokens.begin).to(self.device)
-            spoken = self.heads.caption_logits(self.heads.text_branch(ids, [before[: len(ids)], *behind[: len(ids)].unbind(1)])[:, :-1])
+            spoken = self.heads.text_branch(ids, [before[: len(ids)], *behind[: len(ids)].unbind(1)])[-1]
+            spoken = self.heads.caption_logits(spoken[:, :-1])
             texts = self.heads.text_features(self.tokens(captions).to(self.device))
             seen = self.heads.picture_features(behind[:, -1])
         return self._contrast(self._likeness(seen, texts), scenes) + self._caption(spoken, ids)
 
-    def _loss(self, count: int, with_match: bool) -> Tensor:
+    def _loss(self, count: int, match: Callable | None = None) -> Tensor:
+        """ITC and ITG, and what `match` adds."""
         features, scenes = self.pictures.batch(count)
-        features = features.to(self.device)
         captions = [self.captioning.true(scene) for scene in scenes]
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            looked = self.heads.looked_at(features.to(self.device))
             ids = self.tokens(captions, self.tokens.begin).to(self.device)
-            joint = self.heads.joint(features, ids, causal=True)
-            spoken = self.heads.caption_logits(joint[:, QUERIES:-1])
+            joint = self.heads.joint(looked, ids, causal=True)
+            spoken = self.heads.caption_logits(joint[-1][:, QUERIES:-1])
             texts = self.heads.text_features(self.tokens(captions).to(self.device))
-            seen = self.heads.picture_features(joint[:, :QUERIES])
-        likeness = self._likeness(seen, texts)
-        loss = self._contrast(likeness, scenes) + self._caption(spoken, ids)
-        if with_match:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                loss = loss + self._match(features, scenes, captions, likeness.detach())
+            seen = self.heads.picture_features(joint[-1][:, :QUERIES])
+            likeness = self._likeness(seen, texts)
+            loss = self._contrast(likeness, scenes) + self._caption(spoken, ids)
+            if match:
+                wrong = self._wrong_captions(scenes, captions, likeness.detach())
+                loss = loss + match(looked, joint[-2][:, :QUERIES], self.tokens(captions + wrong).to(self.device))
         return loss
 
-    def _match(self, features: Tensor, scenes: list[Scene], captions: list[str], likeness: Tensor) -> Tensor:
-        """ITM: each picture with its caption and with a wrong one."""
+    def _wrong_captions(self, scenes: list[Scene], captions: list[str], likeness: Tensor) -> list[str]:
         # A caption of some of the things that are there is not wrong.
         inside = torch.tensor([[set(b.names) <= set(a.names) for b in scenes] for a in scenes], device=self.device)
         scores = likeness * self.heads.inverse_temperature.detach().exp()
@@ -212,8 +221,30 @@ class Trainer:
         for n, scene in enumerate(scenes):
             found = {"near": near[n], "any": other[n]}.get(self.random.choice(WRONG))
             wrong.append(self.captioning.false(scene) if found is None or inside[n, found] else captions[found])
-        logits = self.heads.match_logits(features.repeat(2, 1, 1), self.tokens(captions + wrong).to(self.device))
-        wanted = torch.tensor([1] * len(captions) + [0] * len(wrong), device=self.device)
+        return wrong
+
+    def _match(self, looked: list, _: Tensor, ids: Tensor) -> Tensor:
+        """ITM; the first half of `ids` are the pictures' own captions, the other wrong ones."""
+        return self._match_loss(self.heads.joint(looked, ids, causal=False)[-1])
+
+    def _compare(self, looked: list, queries: Tensor, ids: Tensor) -> Tensor:
+        """ITM of rows that meet in the last layer alone, `queries` being those before it."""
+        return self._match_loss(self.heads.met_in_last(queries, self.heads.text_branch(ids)[-2], ids, looked))
+
+    def _keep(self, looked: list, queries: Tensor, ids: Tensor) -> Tensor:
+        """ITM, and how far rows go before the last layer from what they are when they have not met."""
+        joint = self.heads.joint(looked, ids, causal=False)
+        with torch.no_grad():
+            texts = self.heads.text_branch(ids)[-2]
+        apart = torch.cat([queries.detach().repeat(2, 1, 1), texts], 1)
+        is_there = torch.cat([ids.new_ones(len(ids), QUERIES), ids], 1) != PAD
+        moved = F.mse_loss(joint[-2][is_there].float(), apart[is_there].float())
+        self.tally.add(moved=moved.item())
+        return self._match_loss(joint[-1]) + KEEP_WEIGHT * moved
+
+    def _match_loss(self, rows: Tensor) -> Tensor:
+        logits = self.heads.match_logits(rows)
+        wanted = torch.tensor([1, 0], device=self.device).repeat_interleave(len(rows) // 2)
         loss = F.cross_entropy(logits, wanted)
         self.tally.add(match=loss.item(), matched=(logits.argmax(1) == wanted).float().mean().item())
         return loss
@@ -250,8 +281,9 @@ def main() -> None:
     parser.add_argument("--text-minutes", type=float, default=12, help="of the first part, after the query rows")
     parser.add_argument("--both-minutes", type=float, default=18, help="of the second")
     parser.add_argument("--deeper-minutes", type=float, default=24, help="of the third")
-    parser.add_argument("--match-minutes", type=float, default=16, help="of the fourth")
-    parser.add_argument("--go-on", action="store_true", help="the fourth part alone, from what the third left in OUT")
+    parser.add_argument("--compare-minutes", type=float, default=6, help="of the fourth")
+    parser.add_argument("--match-minutes", type=float, default=24, help="of the fifth")
+    parser.add_argument("--go-on", action="store_true", help="the last two alone, from what the third left in OUT")
     parser.add_argument("--batch-scale", type=int, default=1, help="multiply the batches, for a GPU")
     parser.add_argument("--without-style", help="leave this training style out, to choose settings by")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads on a CPU")
