@@ -11,6 +11,7 @@ memory of its process. ONNX's files are made where `--onnx` has none. Part of `m
 import argparse
 import json
 import math
+import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -33,8 +34,11 @@ def export(bundle: Path, onnx: Path) -> None:
     progress(f"exporting {bundle.name} to ONNX")
     onnx.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{onnx.name}.", dir=onnx.parent))
-    run(python("reference.py", "--bundle", bundle, "--export", partial))
-    partial.rename(onnx)
+    try:
+        run(python("reference.py", "--bundle", bundle, "--export", partial))
+        partial.rename(onnx)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def commands(args: argparse.Namespace, out: Path) -> dict[str, tuple[list, Path]]:
