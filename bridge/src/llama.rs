@@ -91,6 +91,10 @@ impl FlashAttention {
     }
 }
 
+/// Rows of output that a batch has room for beside one of each sequence: for tokens that are
+/// expected behind the next one.
+pub(crate) const SPARE_OUTPUTS: usize = 32;
+
 /// Sizes and types of a [`Context`], as in `llama_context_params`.
 #[derive(Debug, Clone)]
 pub struct ContextOptions {
@@ -143,6 +147,8 @@ pub struct Context {
     n_ubatch: usize,
     n_seq_max: usize,
     n_outputs_max: usize,
+    /// The same for a decoder.
+    n_decoded_max: usize,
     n_rows: usize,
     n_outputs: usize,
     has_encoded: bool,
@@ -186,9 +192,9 @@ impl Context {
         params.n_batch = to_u32("n_batch", options.n_batch)?;
         params.n_ubatch = to_u32("n_ubatch", options.n_ubatch.min(options.n_batch))?;
         params.n_seq_max = to_u32("n_seq_max", options.n_seq_max)?;
-        // One row of logits for each sequence is all the engine asks for; the
-        // default reserves n_batch rows, 100 MB for a vocabulary of 49152.
-        params.n_outputs_max = params.n_seq_max;
+        // The default reserves n_batch rows of logits, 100 MB for a vocabulary of 49152.
+        let n_decoded_max = options.n_seq_max.saturating_add(SPARE_OUTPUTS);
+        params.n_outputs_max = to_u32("n_seq_max", n_decoded_max)?;
         params.n_threads = threads;
         params.n_threads_batch = threads;
         params.type_k = options.cache_type.ggml_type();
@@ -260,8 +266,9 @@ impl Context {
             n_outputs_max: if encodes {
                 options.n_batch
             } else {
-                options.n_seq_max
+                n_decoded_max
             },
+            n_decoded_max,
             n_rows: 0,
             n_outputs: 0,
             has_encoded: false,
@@ -283,6 +290,11 @@ impl Context {
     /// Rows in the current batch.
     pub fn n_rows(&self) -> usize {
         self.n_rows
+    }
+
+    /// Rows of the batch whose output may still be asked for, of a decoder.
+    pub fn outputs_left(&self) -> usize {
+        self.n_decoded_max.saturating_sub(self.n_outputs)
     }
 
     /// Empties the batch.

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::bundle::Bundle;
 use crate::engine::{CacheType, EngineOptions, FlashAttention, Limits};
 use crate::gguf::GgufInfo;
-use crate::llama::{system_info, type_name};
+use crate::llama::{SPARE_OUTPUTS, system_info, type_name};
 use crate::model::ModelOptions;
 use crate::vision_worker::MAX_BATCH;
 
@@ -181,6 +181,6 @@ fn compute(llm: &GgufInfo, engine: &EngineOptions, flash_attention: FlashAttenti
         // In f32 as it is made, and in f16.
         FlashAttention::Auto | FlashAttention::On => rows * cells * (float + 2),
     };
-    let outputs = (engine.slots + engine.prefix_sequences) as u64;
+    let outputs = (engine.slots + engine.prefix_sequences + SPARE_OUTPUTS) as u64;
     hidden + attention + 2 * outputs * llm.n_vocab as u64 * float
 }

@@ -12,7 +12,6 @@ JSON. Part of `make bench`.
 import argparse
 import base64
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -58,15 +57,13 @@ def peak_mib(pid: int) -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", text).group(1)) / 1024
 
 
-def asked(args: argparse.Namespace, kind: str, rounds: int) -> list[dict]:
-    """Seconds to the first token of a server, for each round."""
-    found = []
+def asked(args: argparse.Namespace, kind: str, pictures: list[Path]) -> dict:
+    """Seconds to the first token of a server; the first picture warms up."""
     with server(args, kind) as (pid, url):
         args.url, args.model = url, args.bundle.name
-        picture = (PICTURES / "dog.png").read_bytes()
-        for _ in range(rounds + 1):
-            # What stands behind a picture's end is not read, and makes another picture of it.
-            uri = "data:image/png;base64," + base64.b64encode(picture + os.urandom(16)).decode()
+        # Others in their pixels too: of equal ones the prompt's rows would be equal, and kept.
+        for picture in pictures:
+            uri = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
             content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": QUESTION}]
             messages = [{"role": "user", "content": content}]
             never, first = stream(args, {"messages": messages, "max_tokens": 16, "min_tokens": 16})
@@ -74,10 +71,8 @@ def asked(args: argparse.Namespace, kind: str, rounds: int) -> list[dict]:
             seen, _ = stream(args, {"messages": messages, "max_tokens": 2, "min_tokens": 2, "cache_prompt": False})
             messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "Is it an animal?"}]
             second, _ = stream(args, {"messages": messages, "max_tokens": 2, "min_tokens": 2})
-            found.append({"never seen": never[0], "seen before": seen[0], "second turn": second[0]})
-        found[-1]["server_peak_mib"] = peak_mib(pid)
-    # The first one warms up.
-    return found[1:]
+            found = {"never seen": never[0], "seen before": seen[0], "second turn": second[0]}
+        return found | {"server_peak_mib": peak_mib(pid)}
 
 
 def prompt_tokens(args: argparse.Namespace) -> int:
@@ -108,7 +103,7 @@ def measure(args: argparse.Namespace) -> dict:
             for who, kind in KINDS.items():
                 command = [args.qbridge, "ask", args.bundle, one / "0000.png", QUESTION, "--max-tokens", 1]
                 ran = run([*command, "--vision", kind])
-                round[who] = {"start": ran.seconds} | asked(args, kind, 1)[0]
+                round[who] = {"start": ran.seconds} | asked(args, kind, sorted(some.iterdir())[:2])
             for who, dtype in PEERS.items():
                 if who in failed or who in args.without:
                     continue

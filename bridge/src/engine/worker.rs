@@ -283,7 +283,8 @@ impl Worker {
                         && only.is_none_or(|only| only == index)
                 })
             };
-            // The next token of everybody comes before those that are expected behind it.
+            // The next token of everybody comes before those that are expected behind it, and so
+            // does the output of prompts that may end in this step.
             let mut next = match prompts {
                 true => 0,
                 false => (self.order.iter())
@@ -291,6 +292,7 @@ impl Worker {
                     .map(Slot::n_running)
                     .sum(),
             };
+            let n_slots = self.order.len();
             for &index in &self.order {
                 let Some(slot) = takes_part(index) else {
                     continue;
@@ -299,6 +301,10 @@ impl Worker {
                     next -= slot.n_running();
                 }
                 let room = (most - context.n_rows()).saturating_sub(next);
+                let room = match prompts {
+                    true => room,
+                    false => room.min(context.outputs_left().saturating_sub(next + n_slots)),
+                };
                 let first = self.outputs.len();
                 match slot.add_rows(room, context, self.model.n_embd(), &mut self.outputs) {
                     Ok(0) => {}

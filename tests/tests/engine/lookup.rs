@@ -84,6 +84,7 @@ fn many_at_once_do_not_disturb_each_other() {
         slots: 6,
         // Not enough for what six may guess.
         n_batch: 12,
+        prefix_sequences: 0,
         prompt_lookup: MOST,
         ..options()
     });
@@ -122,6 +123,29 @@ fn a_second_turn_finds_the_rows_of_the_first() {
         assert_eq!(found, expected);
         assert!(found.1.cached_tokens > 60);
     }
+}
+
+/// More than a step has room for logits of.
+#[test]
+fn long_given_answers_take_as_many_steps_as_they_need() {
+    let engine = engine(EngineOptions {
+        slots: 2,
+        prefix_sequences: 0,
+        ..options()
+    });
+    let before = engine.activity().steps;
+    let given: Vec<Vec<i32>> = (0..2).map(|n| (20 + n..70 + n).collect()).collect();
+    let receiver = submit(&engine, cases()[0].parts(), |sequence| {
+        sequence.sampling.n = 2;
+        sequence.given = given.clone();
+    });
+    let found = super::choices::choices(receiver, 2);
+    assert!(found.iter().map(|choice| &choice.ids).eq(&given));
+    // 34 rows of logits, two for others' prompts and next tokens.
+    assert_eq!(
+        engine.activity().steps - before,
+        1 + 49usize.div_ceil(16) as u64
+    );
 }
 
 /// The tokens of a given answer are known, so they take one step after the prompt's.
