@@ -24,7 +24,7 @@ TEXTS = {
 
 def answer(args: argparse.Namespace, text: str) -> tuple[float, str]:
     """Tokens a second of decoding, and the answer."""
-    body = {"model": args.model, "temperature": 0, "max_tokens": args.tokens, "min_tokens": args.tokens}
+    body = {"model": args.model, "temperature": 0, "timings": True, "max_tokens": args.tokens, "min_tokens": args.tokens}
     body["messages"] = [{"role": "user", "content": text}]
     request = urllib.request.Request(f"{args.url}/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request) as found:
