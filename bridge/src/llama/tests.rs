@@ -7,10 +7,14 @@ fn model() -> Arc<LanguageModel> {
 }
 
 fn context(abort: &Arc<AtomicBool>) -> Context {
+    context_of(8, abort)
+}
+
+fn context_of(n_batch: usize, abort: &Arc<AtomicBool>) -> Context {
     let options = ContextOptions {
         n_ctx: 256,
-        n_batch: 8,
-        n_ubatch: 8,
+        n_batch,
+        n_ubatch: n_batch,
         n_seq_max: 2,
         cache_type: CacheType::F32,
         flash_attention: FlashAttention::Auto,
@@ -55,15 +59,26 @@ fn rows_out_of_range_are_refused_and_leave_the_batch_alone() {
 }
 
 #[test]
+fn more_logits_than_there_is_room_for_are_refused() {
+    let mut context = context_of(64, &Arc::default());
+    let most = 2 + SPARE_OUTPUTS;
+    let rows: Vec<Row> = (0..most)
+        .map(|i| context.add_token(0, i, 5, true).unwrap())
+        .collect();
+    assert_eq!(context.outputs_left(), 0);
+    assert!(context.add_token(0, most, 5, true).is_err());
+    context.add_token(0, most, 5, false).unwrap();
+    context.process().unwrap();
+    assert!(rows.iter().all(|&row| context.logits(row).is_ok()));
+}
+
+#[test]
 fn logits_come_for_the_rows_that_asked() {
     let mut context = context(&Arc::default());
     let first = context.add_token(0, 0, 5, false).unwrap();
     let second = context.add_token(1, 0, 6, true).unwrap();
     let third = context.add_token(0, 1, 7, true).unwrap();
-    assert!(
-        context.add_token(1, 1, 7, true).is_err(),
-        "more outputs than sequences"
-    );
+    assert_eq!(context.outputs_left(), SPARE_OUTPUTS);
     context.process().unwrap();
     assert!(context.logits(first).is_err());
     let of_second = context.logits(second).unwrap().to_vec();
