@@ -117,8 +117,8 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Most tokens to guess ahead, from where the last ones stood before in the prompt's text or in
     /// the answer (prompt lookup decoding); 0 guesses nothing. Right guesses come at the price of
-    /// one token, wrong ones cost a part of it. Not for several answers to one prompt, nor for
-    /// models of which [`EngineOptions::prefix_sequences`] are 0.
+    /// one token, wrong ones cost a part of it. Not for several answers to one prompt, nor for a
+    /// model whose KV cache forgets or an encoder-decoder.
     pub prompt_lookup: usize,
     /// Whether only the time for all requests together counts, not how soon a single token
     /// comes: prompts take what room a step has, and on a CPU pictures and steps are computed in
