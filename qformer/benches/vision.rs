@@ -4,6 +4,7 @@
 //!
 //!     cargo bench --bench vision
 //!     cargo bench --bench vision -- "ViT block" --quick
+//!     cargo bench --bench vision -- operations
 //!     QBRIDGE_BENCH_BLOCKS=39 cargo bench --bench vision -- "ViT-g"
 //!
 //! Of ViT-g's 39 blocks, which are all alike, the whole ViT has two here unless `QBRIDGE_BENCH_BLOCKS` says otherwise: all of
@@ -323,8 +324,11 @@ fn main() {
     preprocess(&mut criterion);
     encoders(&mut criterion);
     criterion.final_summary();
-    // Neither where it is asked whether all of it runs, nor where some of it is asked for.
-    if std::env::args().skip(1).all(|arg| arg == "--bench") {
+    // Neither where it is asked whether all of it runs, nor where something else is asked for.
+    if std::env::args()
+        .skip(1)
+        .all(|arg| ["--bench", "operations"].contains(&arg.as_str()))
+    {
         operations();
     }
 }

@@ -5,12 +5,14 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Shape, Tensor};
 use rayon::prelude::*;
-use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
-use rten_tensor::NdTensorView;
 
-use crate::kernels;
+mod head;
+
+use head::Head;
+
 use crate::linear::runs_here;
 use crate::operations::{count_product, timed_tensor};
+use crate::tiles::{Tile, tiles};
 
 /// `softmax(q * k^T / sqrt(width / heads)) * v` in each head.
 ///
@@ -105,6 +107,9 @@ fn mask(seen: &[Range<usize>], scores: &Tensor) -> candle_core::Result<Tensor> {
     Tensor::from_vec(values, (batch, 1, queries, keys), scores.device())?.to_dtype(scores.dtype())
 }
 
+/// Heads, or parts of heads, for each thread, so that they are shared out evenly.
+const TASKS_PER_THREAD: usize = 2;
+
 struct Attention<'a> {
     heads: usize,
     visible: Option<&'a Visible<'a>>,
@@ -136,23 +141,21 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The part of head `head` in the first `rows` rows of the picture `batch`,
-    /// `[rows, width]`.
+    /// The part of a head, `width` columns from `column` on, in the rows `rows` of the picture `batch`.
     fn head(
         &self,
         batch: usize,
-        head: usize,
-        rows: usize,
+        rows: Range<usize>,
+        column: usize,
         width: usize,
-    ) -> candle_core::Result<NdTensorView<'a, f32, 2>> {
-        let start = batch * self.batch_stride + head * width;
-        let len = (rows - 1) * self.row_stride + width;
-        NdTensorView::from_data_with_strides(
-            [rows, width],
-            &self.values[start..start + len],
-            [self.row_stride, 1],
-        )
-        .map_err(candle_core::Error::wrap)
+    ) -> head::Rows<'a> {
+        let start = batch * self.batch_stride + rows.start * self.row_stride + column;
+        head::Rows {
+            values: &self.values[start..],
+            stride: self.row_stride,
+            count: rows.len(),
+            width,
+        }
     }
 }
 
@@ -187,65 +190,36 @@ impl CustomOp3 for Attention<'_> {
             .map(|visible| stretches(visible, batch, queries, keys))
             .transpose()?;
         let head_width = width / self.heads;
-        let scale = 1.0 / (head_width as f32).sqrt();
-        let gemm = GemmExecutor::<f32>::new();
-        // Head by head first, so that every thread writes a stretch of its own.
-        let mut by_head = vec![0.0; batch * queries * width];
-        by_head
-            .par_chunks_mut(queries * head_width)
+        let mut output = vec![0.0; batch * queries * width];
+        // A head's keys and values are laid out anew for each of its parts, so it has few.
+        let wanted = TASKS_PER_THREAD * rayon::current_num_threads();
+        let parts = wanted.div_ceil(batch * self.heads).min(queries);
+        let tasks: Vec<(usize, Tile)> = output
+            .chunks_exact_mut(queries * width)
             .enumerate()
-            .try_for_each_init(
-                || vec![0.0; queries * keys],
-                |scores, (index, output)| {
-                    let (batch, head) = (index / self.heads, index % self.heads);
-                    let seen = seen
-                        .as_ref()
-                        .map(|seen| &seen[batch * queries..][..queries]);
-                    // Keys that no row sees, such as padding, are left out.
-                    let ends = seen.and_then(|seen| seen.iter().map(|seen| seen.end).max());
-                    let keys = ends.unwrap_or(keys);
-                    let scores = &mut scores[..queries * keys];
-                    let q = q.head(batch, head, queries, head_width)?;
-                    let k = k.head(batch, head, keys, head_width)?;
-                    let v = v.head(batch, head, keys, head_width)?;
-                    let scaled = GemmOptions {
-                        alpha: scale,
-                        ..GemmOptions::default()
-                    };
-                    gemm.gemm(
-                        scores,
-                        GemmInputA::Unpacked(q),
-                        GemmInputB::Unpacked(k.transposed()),
-                        scaled,
-                    )
-                    .map_err(candle_core::Error::wrap)?;
-                    match seen {
-                        Some(seen) => kernels::softmax_within(scores, keys, seen),
-                        None => kernels::softmax(scores, keys),
-                    }
-                    let scores = NdTensorView::try_from_data([queries, keys], &*scores)
-                        .map_err(candle_core::Error::wrap)?;
-                    gemm.gemm(
-                        output,
-                        GemmInputA::Unpacked(scores),
-                        GemmInputB::Unpacked(v),
-                        GemmOptions::default(),
-                    )
-                    .map_err(candle_core::Error::wrap)
-                },
-            )?;
-        let mut output = vec![0.0; by_head.len()];
-        output
-            .par_chunks_mut(width)
-            .with_min_len(16)
-            .enumerate()
-            .for_each(|(row, output)| {
-                let (batch, query) = (row / queries, row % queries);
-                for (head, output) in output.chunks_exact_mut(head_width).enumerate() {
-                    let start = ((batch * self.heads + head) * queries + query) * head_width;
-                    output.copy_from_slice(&by_head[start..start + head_width]);
-                }
-            });
+            .flat_map(|(batch, output)| {
+                let tiles = tiles(output, width, queries.div_ceil(parts), head_width);
+                tiles.into_iter().map(move |tile| (batch, tile))
+            })
+            .collect();
+        tasks.into_par_iter().for_each(|(batch, mut tile)| {
+            let rows = tile.row..tile.row + tile.rows.len();
+            let seen = seen
+                .as_ref()
+                .map(|seen| &seen[batch * queries..][rows.clone()]);
+            // Keys that no row sees, such as padding, are left out.
+            let last = seen.and_then(|seen| seen.iter().map(|seen| seen.end).max());
+            let keys = 0..last.unwrap_or(keys);
+            Head {
+                q: q.head(batch, rows, tile.column, head_width),
+                k: k.head(batch, keys.clone(), tile.column, head_width),
+                v: v.head(batch, keys, tile.column, head_width),
+                scale: 1.0 / (head_width as f32).sqrt(),
+                seen,
+                output: &mut tile.rows,
+            }
+            .run();
+        });
         Ok((
             CpuStorage::F32(output),
             Shape::from((batch, queries, width)),

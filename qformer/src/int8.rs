@@ -4,15 +4,20 @@
 //! row by its own smallest and largest value (dynamic quantization, as ONNX Runtime calls it). What is summed up is whole
 //! numbers, so the only errors are those of the two roundings.
 
+use std::cell::Cell;
+
 use rayon::prelude::*;
-use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedBMatrix};
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix};
 use rten_tensor::NdTensorView;
 
 use crate::kernels;
 use crate::operations::timed;
+use crate::product::{Finish, Panels, TILE_ROWS};
 
-/// Rows that a thread quantizes at a time.
-const ROWS: usize = 8;
+thread_local! {
+    /// Kept: making it asks the processor what it can, which takes long on virtual machines.
+    static GEMM: GemmExecutor<u8, i8, i32> = GemmExecutor::new();
+}
 
 /// A matrix in 8 bits: `value = number * scale of its row`.
 #[derive(Debug, Clone)]
@@ -25,91 +30,118 @@ pub(crate) struct Int8Weight {
 
 /// An [`Int8Weight`], laid out as the machine's matrix product reads it.
 pub(crate) struct Int8Matrix {
-    /// `[inputs, outputs]`.
-    weight_t: PackedBMatrix<i8>,
-    /// `[outputs]`, what the numbers of each add up to.
-    sums: Vec<i32>,
+    panels: Panels<i8>,
+    /// `[outputs]`.
     scales: Vec<f32>,
+    /// `[outputs]`, what the numbers of each add up to, scaled.
+    values: Vec<f32>,
+}
+
+/// Rows of inputs in 8 bits.
+struct Rows {
+    numbers: PackedAMatrix<u8>,
+    /// The number that stands for 0 in each row, and the scale.
+    zeros: Vec<(u8, f32)>,
 }
 
 impl Int8Matrix {
     pub fn new(weight: Int8Weight, outputs: usize, inputs: usize) -> candle_core::Result<Self> {
-        let view = NdTensorView::try_from_data([outputs, inputs], weight.values.as_slice())
-            .map_err(candle_core::Error::wrap)?;
+        let panels = Panels::new(&weight.values, outputs, inputs, |weight| {
+            GEMM.with(|gemm| gemm.prepack_b(weight))
+        })?;
+        let rows = weight.values.chunks_exact(inputs).zip(&weight.scales);
+        let values = rows.map(|(row, scale)| {
+            let sum: i32 = row.iter().map(|&value| i32::from(value)).sum();
+            sum as f32 * scale
+        });
         Ok(Self {
-            weight_t: gemm().prepack_b(view.transposed()),
-            sums: weight
-                .values
-                .chunks_exact(inputs.max(1))
-                .map(|row| row.iter().map(|&value| i32::from(value)).sum())
-                .collect(),
+            panels,
+            values: values.collect(),
             scales: weight.scales,
         })
     }
 
-    pub fn inputs(&self) -> usize {
-        self.weight_t.rows()
+    pub fn panels(&self) -> &Panels<i8> {
+        &self.panels
     }
 
-    pub fn outputs(&self) -> usize {
-        self.weight_t.cols()
-    }
-
-    /// `x * weight_t + bias` into `output`, added to what is there where `add`.
+    /// `x` `[rows, inputs]` times these weights, finished, into `output` `[rows, outputs]`.
     pub fn multiply(
         &self,
         x: &[f32],
-        bias: Option<&[f32]>,
         output: &mut [f32],
-        add: bool,
+        finish: Finish,
     ) -> candle_core::Result<()> {
-        let (inputs, outputs) = (self.inputs(), self.outputs());
-        let rows = x.len() / inputs;
-        let gemm = gemm();
-        // Without VNNI two products are summed in 16 bits: 7 of the 8 bits leave room.
-        let levels = if gemm.may_saturate() { 127.0 } else { 255.0 };
-        let (mut numbers, mut zeros, mut scales) =
-            (vec![0; x.len()], vec![0; rows], vec![0.0; rows]);
-        timed("8 bits: rows to numbers", || {
-            x.par_chunks(ROWS * inputs)
-                .zip(numbers.par_chunks_mut(ROWS * inputs))
-                .zip(zeros.par_chunks_mut(ROWS))
-                .zip(scales.par_chunks_mut(ROWS))
-                .for_each(|(((x, numbers), zeros), scales)| {
-                    kernels::quantize(x, inputs, levels, numbers, zeros, scales);
-                });
-        });
-        let numbers = NdTensorView::try_from_data([rows, inputs], numbers.as_slice())
-            .map_err(candle_core::Error::wrap)?;
-        // The zeros are taken out below: told of them, rten-gemm 0.27 takes those of the first rows for all.
-        let mut sums: Vec<i32> = Vec::with_capacity(rows * outputs);
-        let sums = gemm
-            .gemm_uninit(
-                &mut sums.spare_capacity_mut()[..rows * outputs],
-                GemmInputA::Unpacked(numbers),
-                GemmInputB::Packed(&self.weight_t),
-                GemmUninitOptions::default(),
-            )
-            .map_err(candle_core::Error::wrap)?;
-        let columns = kernels::Columns {
-            sums: &self.sums,
-            scales: &self.scales,
-            bias,
-        };
-        timed("8 bits: sums to values", || {
-            sums.par_chunks(ROWS * outputs)
-                .zip(output.par_chunks_mut(ROWS * outputs))
-                .zip(zeros.par_chunks(ROWS).zip(scales.par_chunks(ROWS)))
-                .for_each(|((sums, output), (zeros, scales))| {
-                    kernels::dequantize(sums, zeros, scales, &columns, output, add);
-                });
-        });
-        Ok(())
+        thread_local!(static SUMS: Cell<Vec<i32>> = const { Cell::new(Vec::new()) });
+        let rows = timed("8 bits: rows to numbers", || {
+            let rows = x.par_chunks(TILE_ROWS * self.panels.inputs);
+            rows.map(|x| Rows::new(x, self.panels.inputs))
+                .collect::<candle_core::Result<Vec<_>>>()
+        })?;
+        self.panels
+            .tiles(output)
+            .into_par_iter()
+            .try_for_each(|mut tile| {
+                let rows = &rows[tile.row / TILE_ROWS];
+                let panel = self.panels.of(&tile);
+                // Taken, not borrowed: where a product waits for its threads, another tile may begin on this one.
+                let mut sums = SUMS.take();
+                sums.resize(tile.rows.len() * panel.cols(), 0);
+                // The zeros are taken out below: told of them, rten-gemm 0.27 takes those of the first rows for all.
+                GEMM.with(|gemm| {
+                    gemm.gemm(
+                        &mut sums,
+                        GemmInputA::Packed(&rows.numbers),
+                        GemmInputB::Packed(panel),
+                        GemmOptions::default(),
+                    )
+                })
+                .map_err(candle_core::Error::wrap)?;
+                let columns = tile.column..tile.column + panel.cols();
+                let sums_of_rows = sums.chunks_exact(panel.cols()).zip(&rows.zeros);
+                for (values, (sums, (zero, scale))) in tile.rows.iter_mut().zip(sums_of_rows) {
+                    kernels::dequantize(
+                        sums,
+                        *zero,
+                        *scale,
+                        &self.scales[columns.clone()],
+                        &self.values[columns.clone()],
+                        values,
+                    );
+                }
+                SUMS.set(sums);
+                finish.run(&mut tile, self.panels.outputs);
+                Ok(())
+            })
     }
 }
 
-fn gemm() -> GemmExecutor<u8, i8, i32> {
-    GemmExecutor::new()
+impl Rows {
+    /// From rows of `inputs` values.
+    fn new(x: &[f32], inputs: usize) -> candle_core::Result<Self> {
+        thread_local!(static NUMBERS: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
+        // Without VNNI two products are summed in 16 bits: 7 of the 8 bits leave room.
+        let levels = if GEMM.with(GemmExecutor::may_saturate) {
+            127.0
+        } else {
+            255.0
+        };
+        let mut numbers = NUMBERS.take();
+        numbers.resize(x.len(), 0);
+        let zeros = x
+            .chunks_exact(inputs)
+            .zip(numbers.chunks_exact_mut(inputs))
+            .map(|(x, numbers)| kernels::quantize(x, levels, numbers))
+            .collect();
+        let view = NdTensorView::try_from_data([x.len() / inputs, inputs], numbers.as_slice())
+            .map_err(candle_core::Error::wrap)?;
+        let packed = GEMM.with(|gemm| gemm.prepack_a(view));
+        NUMBERS.set(numbers);
+        Ok(Self {
+            numbers: packed,
+            zeros,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -134,7 +166,7 @@ mod tests {
 
     #[test]
     fn errors_are_those_of_rounding_the_inputs() {
-        for (rows, inputs, outputs) in [(1, 8, 5), (5, 33, 17), (40, 600, 100), (130, 64, 40)] {
+        for (rows, inputs, outputs) in [(1, 8, 5), (5, 33, 17), (40, 600, 100), (130, 64, 900)] {
             let number = |i: usize| ((i * 7919 + 13) % 251) as i32 - 125;
             let weight = Int8Weight {
                 values: (0..outputs * inputs).map(|i| number(i) as i8).collect(),
@@ -148,9 +180,19 @@ mod tests {
             let bias: Vec<f32> = (0..outputs).map(|i| i as f32).collect();
             let expected = exact(&x, &weight, outputs, inputs);
             let matrix = Int8Matrix::new(weight.clone(), outputs, inputs).unwrap();
-            for (bias, add) in [(None, false), (Some(&bias[..]), false), (Some(&bias), true)] {
-                let mut found = vec![100.0; rows * outputs];
-                matrix.multiply(&x, bias, &mut found, add).unwrap();
+            let residual = vec![100.0; rows * outputs];
+            for (bias, residual) in [
+                (None, None),
+                (Some(&bias[..]), None),
+                (Some(&bias), Some(&residual[..])),
+            ] {
+                let mut found = vec![7.0; rows * outputs];
+                let finish = Finish {
+                    bias,
+                    activation: None,
+                    residual,
+                };
+                matrix.multiply(&x, &mut found, finish).unwrap();
                 for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
                     let (row, output) = (i / outputs, i % outputs);
                     let of_row = &x[row * inputs..][..inputs];
@@ -165,7 +207,7 @@ mod tests {
                         * f64::from(weight.scales[output]);
                     let expected = expected
                         + bias.map_or(0.0, |bias| f64::from(bias[output]))
-                        + if add { 100.0 } else { 0.0 };
+                        + residual.map_or(0.0, |residual| f64::from(residual[i]));
                     let off = (f64::from(found) - expected).abs();
                     assert!(off <= most * 1.01 + 1e-3, "{row} {output}: {off} > {most}");
                 }
@@ -184,7 +226,8 @@ mod tests {
             let mut x = vec![1.0; 16];
             x[3] = bad;
             let mut found = vec![0.0; 2];
-            matrix.multiply(&x, None, &mut found, false).unwrap();
+            let finish = Finish::default();
+            matrix.multiply(&x, &mut found, finish).unwrap();
             assert!(
                 !found[0].is_finite() && (found[1] - 8.0).abs() < 0.05,
                 "{found:?}"

@@ -1,26 +1,18 @@
 //! A linear layer, and what usually follows it.
 //!
-//! In f32 on a CPU the weights are laid out once, at load, as the machine's
-//! matrix product reads them (`rten-gemm`: on AVX-512 twice as fast as
-//! candle's product), and bias, GELU or residual are applied on the way out;
-//! weights in 8 bits are multiplied in 8 bits there (`crate::int8`).
-//! Everywhere else the layer is candle's operations.
+//! In f32 on a CPU the product is this crate's (`crate::product`), in f32 or in
+//! 8 bits, and bias, GELU and residual are applied on the way out. Everywhere
+//! else the layer is candle's operations.
 
 use std::cell::Cell;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Shape, Tensor};
-use rayon::prelude::*;
-use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
-use rten_tensor::NdTensorView;
 
 use crate::checkpoint::Weights;
 use crate::config::Activation;
 use crate::int8::{Int8Matrix, Int8Weight};
-use crate::kernels;
-use crate::operations::{count_product, timed, timed_tensor};
-
-/// Values a thread takes at a time in an element-wise pass: within its L2.
-const CHUNK: usize = 1 << 14;
+use crate::operations::{count_product, timed_tensor};
+use crate::product::{Finish, WeightMatrix};
 
 thread_local! {
     static BY_CANDLE: Cell<bool> = const { Cell::new(false) };
@@ -69,55 +61,8 @@ enum Kind {
 }
 
 struct Packed {
-    weight_t: Matrix,
+    weight_t: WeightMatrix,
     bias: Option<Vec<f32>>,
-}
-
-/// `[inputs, outputs]`.
-enum Matrix {
-    F32(PackedBMatrix<f32>),
-    Int8(Int8Matrix),
-}
-
-impl Packed {
-    fn inputs(&self) -> usize {
-        match &self.weight_t {
-            Matrix::F32(weight_t) => weight_t.rows(),
-            Matrix::Int8(weight_t) => weight_t.inputs(),
-        }
-    }
-
-    fn outputs(&self) -> usize {
-        match &self.weight_t {
-            Matrix::F32(weight_t) => weight_t.cols(),
-            Matrix::Int8(weight_t) => weight_t.outputs(),
-        }
-    }
-
-    /// Writes `x * weight_t + bias`, added to what is there where `add`.
-    fn multiply(&self, x: &[f32], output: &mut [f32], add: bool) -> candle_core::Result<()> {
-        let bias = self.bias.as_deref();
-        let weight_t = match &self.weight_t {
-            Matrix::F32(weight_t) => weight_t,
-            Matrix::Int8(weight_t) => return weight_t.multiply(x, bias, output, add),
-        };
-        let rows = x.len() / weight_t.rows();
-        let x = NdTensorView::try_from_data([rows, weight_t.rows()], x)
-            .map_err(candle_core::Error::wrap)?;
-        let options = GemmOptions {
-            beta: if add { 1.0 } else { 0.0 },
-            bias: bias.map(BiasVector::Row),
-            ..GemmOptions::default()
-        };
-        GemmExecutor::<f32>::new()
-            .gemm(
-                output,
-                GemmInputA::Unpacked(x),
-                GemmInputB::Packed(weight_t),
-                options,
-            )
-            .map_err(candle_core::Error::wrap)
-    }
 }
 
 impl std::fmt::Debug for Kind {
@@ -152,7 +97,7 @@ impl Linear {
         if let Some(weight) = weights.int8("weight", [outputs, inputs])? {
             return Ok(Self {
                 kind: Kind::Packed(Packed {
-                    weight_t: Matrix::Int8(Int8Matrix::new(weight, outputs, inputs)?),
+                    weight_t: WeightMatrix::Int8(Int8Matrix::new(weight, outputs, inputs)?),
                     bias: bias.map(|bias| bias.to_vec1()).transpose()?,
                 }),
             });
@@ -192,7 +137,11 @@ impl Linear {
         match int8 {
             Some(weight) if dense.is_empty() => Ok(Self {
                 kind: Kind::Packed(Packed {
-                    weight_t: Matrix::Int8(Int8Matrix::new(weight, outputs * names.len(), inputs)?),
+                    weight_t: WeightMatrix::Int8(Int8Matrix::new(
+                        weight,
+                        outputs * names.len(),
+                        inputs,
+                    )?),
                     bias: Some(bias.to_vec1()?),
                 }),
             }),
@@ -213,9 +162,8 @@ impl Linear {
         let kind = if runs_here(weight) {
             let (outputs, inputs) = weight.dims2()?;
             let values = weight.flatten_all()?.to_vec1::<f32>()?;
-            let view = NdTensorView::from_data([outputs, inputs], values.as_slice());
             Kind::Packed(Packed {
-                weight_t: Matrix::F32(GemmExecutor::<f32>::new().prepack_b(view.transposed())),
+                weight_t: WeightMatrix::new(&values, outputs, inputs)?,
                 bias: bias.map(|bias| bias.to_vec1()).transpose()?,
             })
         } else {
@@ -303,26 +251,31 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Writes the layer's output, added to what is there where `add`.
-    fn run(&self, x: &[f32], output: &mut [f32], add: bool) -> candle_core::Result<()> {
-        let (inputs, outputs) = (self.packed.inputs(), self.packed.outputs());
+    /// The layer's output, `residual` added where there is one.
+    fn run(
+        &self,
+        x: &[f32],
+        shape: &Shape,
+        residual: Option<&[f32]>,
+    ) -> candle_core::Result<CpuStorage> {
+        let weight_t = &self.packed.weight_t;
+        let (inputs, outputs) = (weight_t.inputs(), weight_t.outputs());
         count_product(x.len() / inputs, inputs, outputs);
-        self.packed.multiply(x, output, add)?;
-        if let Some(activation) = self.activation {
-            timed("GELU", || {
-                output.par_chunks_mut(CHUNK).for_each(match activation {
-                    Activation::Gelu => kernels::gelu,
-                    Activation::QuickGelu => kernels::quick_gelu,
-                });
-            });
-        }
-        Ok(())
+        let mut output = vec![0.0; shape.elem_count()];
+        let finish = Finish {
+            bias: self.packed.bias.as_deref(),
+            activation: self.activation,
+            residual,
+        };
+        weight_t.multiply(x, &mut output, finish)?;
+        Ok(CpuStorage::F32(output))
     }
 
     /// The output's shape, after checking the input's.
     fn shape(&self, input: &Layout) -> candle_core::Result<Shape> {
         let mut dims = input.dims().to_vec();
-        let (inputs, outputs) = (self.packed.inputs(), self.packed.outputs());
+        let weight_t = &self.packed.weight_t;
+        let (inputs, outputs) = (weight_t.inputs(), weight_t.outputs());
         match dims.last_mut() {
             Some(last) if *last == inputs => *last = outputs,
             _ => candle_core::bail!("rows of {inputs} expected, found shape {:?}", input.dims()),
@@ -349,9 +302,7 @@ impl CustomOp1 for Product<'_> {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let shape = self.shape(layout)?;
-        let mut output = vec![0.0; shape.elem_count()];
-        self.run(values(x, layout)?, &mut output, false)?;
-        Ok((CpuStorage::F32(output), shape))
+        Ok((self.run(values(x, layout)?, &shape, None)?, shape))
     }
 }
 
@@ -374,9 +325,8 @@ impl CustomOp2 for Product<'_> {
                 residual_layout.shape()
             );
         }
-        let mut output = values(residual, residual_layout)?.to_vec();
-        self.run(values(x, layout)?, &mut output, true)?;
-        Ok((CpuStorage::F32(output), shape))
+        let residual = values(residual, residual_layout)?;
+        Ok((self.run(values(x, layout)?, &shape, Some(residual))?, shape))
     }
 }
 

@@ -12,8 +12,9 @@
 
 use std::ops::Range;
 
-use pulp::Arch;
 use rayon::prelude::*;
+
+use crate::kernels::widest;
 
 /// Bytes of an RGB pixel.
 const CHANNELS: usize = 3;
@@ -162,7 +163,7 @@ fn horizontal(pixels: &[u8], width: usize, mut taps: Vec<Taps>) -> Vec<u8> {
     }
     let mut resized = vec![0; CHANNELS * size * height];
     let row = |(out, row): (&mut [u8], &[u8])| {
-        Arch::new().dispatch(|| horizontal_row(row, &taps, out));
+        horizontal_row(row, &taps, out);
     };
     let (out_stride, stride) = (CHANNELS * size, CHANNELS * width);
     if work < PARALLEL_WORK {
@@ -179,25 +180,26 @@ fn horizontal(pixels: &[u8], width: usize, mut taps: Vec<Taps>) -> Vec<u8> {
     resized
 }
 
-/// One row of the horizontal pass; the weights stand once for each channel.
-#[inline(always)]
-fn horizontal_row(row: &[u8], taps: &[Taps], out: &mut [u8]) {
-    for (out, taps) in out.chunks_exact_mut(CHANNELS).zip(taps) {
-        let window = &row[CHANNELS * taps.first..][..taps.weights.len()];
-        let (values, last_values) = window.as_chunks::<LANES>();
-        let (weights, last_weights) = taps.weights.as_chunks::<LANES>();
-        let mut sums = [0; LANES];
-        for (values, weights) in values.iter().zip(weights) {
-            for lane in 0..LANES {
-                sums[lane] += i32::from(values[lane]) * weights[lane];
+widest! {
+    /// One row of the horizontal pass; the weights stand once for each channel.
+    fn horizontal_row<'a>(row: &'a [u8], taps: &'a [Taps], out: &'a mut [u8]) {
+        for (out, taps) in out.chunks_exact_mut(CHANNELS).zip(taps) {
+            let window = &row[CHANNELS * taps.first..][..taps.weights.len()];
+            let (values, last_values) = window.as_chunks::<LANES>();
+            let (weights, last_weights) = taps.weights.as_chunks::<LANES>();
+            let mut sums = [0; LANES];
+            for (values, weights) in values.iter().zip(weights) {
+                for lane in 0..LANES {
+                    sums[lane] += i32::from(values[lane]) * weights[lane];
+                }
             }
-        }
-        for ((sum, value), weight) in sums.iter_mut().zip(last_values).zip(last_weights) {
-            *sum += i32::from(*value) * weight;
-        }
-        for (channel, out) in out.iter_mut().enumerate() {
-            let sum: i32 = sums.iter().skip(channel).step_by(CHANNELS).sum();
-            *out = pixel(HALF + sum);
+            for ((sum, value), weight) in sums.iter_mut().zip(last_values).zip(last_weights) {
+                *sum += i32::from(*value) * weight;
+            }
+            for (channel, out) in out.iter_mut().enumerate() {
+                let sum: i32 = sums.iter().skip(channel).step_by(CHANNELS).sum();
+                *out = pixel(HALF + sum);
+            }
         }
     }
 }
@@ -208,7 +210,7 @@ fn vertical(pixels: &[u8], width: usize, taps: &[Taps]) -> Vec<u8> {
     let mut resized = vec![0; stride * taps.len()];
     let row = |(out, taps): (&mut [u8], &Taps)| {
         let mut sums = vec![HALF; stride];
-        Arch::new().dispatch(|| vertical_row(&pixels[stride * taps.first..], taps, &mut sums, out));
+        vertical_row(&pixels[stride * taps.first..], taps, &mut sums, out);
     };
     if width * work(taps) < PARALLEL_WORK {
         resized.chunks_exact_mut(stride).zip(taps).for_each(row);
@@ -218,16 +220,17 @@ fn vertical(pixels: &[u8], width: usize, taps: &[Taps]) -> Vec<u8> {
     resized
 }
 
-/// One row of the vertical pass from the rows that begin at its first tap.
-#[inline(always)]
-fn vertical_row(rows: &[u8], taps: &Taps, sums: &mut [i32], out: &mut [u8]) {
-    for (row, weight) in rows.chunks_exact(sums.len()).zip(&taps.weights) {
-        for (sum, value) in sums.iter_mut().zip(row) {
-            *sum += i32::from(*value) * weight;
+widest! {
+    /// One row of the vertical pass from the rows that begin at its first tap.
+    fn vertical_row<'a>(rows: &'a [u8], taps: &'a Taps, sums: &'a mut [i32], out: &'a mut [u8]) {
+        for (row, weight) in rows.chunks_exact(sums.len()).zip(&taps.weights) {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += i32::from(*value) * weight;
+            }
         }
-    }
-    for (out, sum) in out.iter_mut().zip(sums) {
-        *out = pixel(*sum);
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = pixel(*sum);
+        }
     }
 }
 

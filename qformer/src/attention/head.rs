@@ -1,0 +1,184 @@
+//! Attention in one head on a CPU.
+//!
+//! Keys and values are laid out once for all queries: keys transposed, both in panels as wide as the accumulators of a
+//! [`product`], two registers. A few rows of queries at a time then go all the way from scores to their output, so that the
+//! scores never leave the core's cache.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use crate::kernels::exponents;
+
+/// Rows of a [`product`]: with two registers a row, 12 accumulators, which leaves AVX2 enough of its 16 for the operands.
+const ROWS: usize = 6;
+/// Registers a row.
+const REGISTERS: usize = 2;
+/// Rows of queries whose scores are in cache at a time.
+const QUERIES: usize = 8 * ROWS;
+
+/// Rows of one head, `stride` values apart.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub values: &'a [f32],
+    pub stride: usize,
+    pub count: usize,
+    pub width: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn row(&self, row: usize) -> &'a [f32] {
+        &self.values[row * self.stride..][..self.width]
+    }
+}
+
+/// `softmax(scale * q * k^T) * v` of some of a head's rows of queries.
+pub(super) struct Head<'a, 'b> {
+    pub q: Rows<'a>,
+    pub k: Rows<'a>,
+    pub v: Rows<'a>,
+    pub scale: f32,
+    /// What each row of `q` sees of the keys, at least one; all of them where none is given.
+    pub seen: Option<&'a [Range<usize>]>,
+    /// A row for each of `q`'s.
+    pub output: &'a mut [&'b mut [f32]],
+}
+
+impl Head<'_, '_> {
+    pub fn run(self) {
+        Arch::new().dispatch(self);
+    }
+}
+
+/// Kept for the next head of this thread.
+#[derive(Default)]
+struct Buffers {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+impl WithSimd for Head<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        thread_local!(static BUFFERS: Cell<Buffers> = Cell::default());
+        let columns = REGISTERS * S::F32_LANES;
+        let (keys, width) = (self.k.count, self.q.width);
+        let mut buffers = BUFFERS.take();
+        transposed(&self.k, self.scale, columns, &mut buffers.keys);
+        side_by_side(&self.v, columns, &mut buffers.values);
+        let stride = keys.next_multiple_of(columns);
+        // Whatever was there is written over.
+        buffers.scores.resize(QUERIES * stride, 0.0);
+        let scores = &mut buffers.scores;
+        let mut sums = [0.0; QUERIES];
+        for (block, output) in self.output.chunks_mut(QUERIES).enumerate() {
+            let first = block * QUERIES;
+            let panels = buffers.keys.chunks_exact(width * columns);
+            for (panel, column) in panels.zip((0..stride).step_by(columns)) {
+                for row in (0..output.len()).step_by(ROWS) {
+                    let count = ROWS.min(output.len() - row);
+                    let q = |i: usize| self.q.row(first + row + i.min(count - 1));
+                    let tile = product(simd, std::array::from_fn::<_, ROWS, _>(q), panel);
+                    for (i, registers) in tile[..count].iter().enumerate() {
+                        let scores = &mut scores[(row + i) * stride + column..][..columns];
+                        store(simd, registers, scores);
+                    }
+                }
+            }
+            for (row, sum) in sums[..output.len()].iter_mut().enumerate() {
+                let scores = &mut scores[row * stride..][..keys];
+                let seen = self.seen.map_or(0..keys, |seen| seen[first + row].clone());
+                *sum = exponents(&mut scores[seen.clone()]);
+                scores[..seen.start].fill(0.0);
+                scores[seen.end..].fill(0.0);
+            }
+            let panels = buffers.values.chunks_exact(keys * columns);
+            for (panel, column) in panels.zip((0..width).step_by(columns)) {
+                for row in (0..output.len()).step_by(ROWS) {
+                    let count = ROWS.min(output.len() - row);
+                    let weights = |i: usize| &scores[(row + i.min(count - 1)) * stride..][..keys];
+                    let tile = product(simd, std::array::from_fn::<_, ROWS, _>(weights), panel);
+                    for (i, registers) in tile[..count].iter().enumerate() {
+                        let scale = simd.splat_f32s(1.0 / sums[row + i]);
+                        let mut scaled = *registers;
+                        for register in &mut scaled {
+                            *register = simd.mul_f32s(*register, scale);
+                        }
+                        let output = &mut output[row + i][column..];
+                        let end = columns.min(output.len());
+                        store(simd, &scaled, &mut output[..end]);
+                    }
+                }
+            }
+        }
+        BUFFERS.set(buffers);
+    }
+}
+
+/// `rows` times a panel `[n, registers of columns]`, each row being of n values.
+#[inline(always)]
+fn product<S: Simd>(simd: S, rows: [&[f32]; ROWS], panel: &[f32]) -> [[S::f32s; REGISTERS]; ROWS] {
+    let mut sums = [[simd.splat_f32s(0.0); REGISTERS]; ROWS];
+    let (registers, _) = S::as_simd_f32s(panel);
+    let (registers, _) = registers.as_chunks::<REGISTERS>();
+    let n = registers.len();
+    let rows = rows.map(|row| &row[..n]);
+    for (i, registers) in registers.iter().enumerate() {
+        for (row, sums) in rows.iter().zip(&mut sums) {
+            let x = simd.splat_f32s(row[i]);
+            for (sum, register) in sums.iter_mut().zip(registers) {
+                *sum = simd.mul_add_e_f32s(x, *register, *sum);
+            }
+        }
+    }
+    sums
+}
+
+/// Writes the first values of registers.
+#[inline(always)]
+fn store<S: Simd>(simd: S, registers: &[S::f32s; REGISTERS], values: &mut [f32]) {
+    let (whole, rest) = S::as_mut_simd_f32s(values);
+    let count = whole.len();
+    whole.copy_from_slice(&registers[..count]);
+    if !rest.is_empty() {
+        simd.partial_store_f32s(rest, registers[count]);
+    }
+}
+
+/// Panels of `columns` rows, transposed, times `scale`: `[panels, width, columns]`, 0 where there are no more rows.
+#[inline(always)]
+fn transposed(rows: &Rows, scale: f32, columns: usize, panels: &mut Vec<f32>) {
+    let size = rows.width * columns;
+    panels.resize(rows.count.div_ceil(columns) * size, 0.0);
+    for (panel, first) in panels.chunks_exact_mut(size).zip((0..).step_by(columns)) {
+        let count = columns.min(rows.count - first);
+        for column in 0..count {
+            let row = rows.row(first + column);
+            for (x, panel) in row.iter().zip(panel.chunks_exact_mut(columns)) {
+                panel[column] = scale * x;
+            }
+        }
+        for panel in panel.chunks_exact_mut(columns) {
+            panel[count..].fill(0.0);
+        }
+    }
+}
+
+/// Panels of `columns` columns: `[panels, rows, columns]`, 0 where there are no more columns.
+#[inline(always)]
+fn side_by_side(rows: &Rows, columns: usize, panels: &mut Vec<f32>) {
+    let size = rows.count * columns;
+    panels.resize(rows.width.div_ceil(columns) * size, 0.0);
+    for (panel, first) in panels.chunks_exact_mut(size).zip((0..).step_by(columns)) {
+        for (row, panel) in panel.chunks_exact_mut(columns).enumerate() {
+            let row = &rows.row(row)[first..];
+            let count = columns.min(row.len());
+            panel[..count].copy_from_slice(&row[..count]);
+            panel[count..].fill(0.0);
+        }
+    }
+}
