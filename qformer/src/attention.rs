@@ -11,7 +11,7 @@ mod head;
 use head::Head;
 
 use crate::linear::runs_here;
-use crate::operations::{count_product, timed_tensor};
+use crate::operations::{count_product, timed, timed_tensor};
 use crate::tiles::{Tile, tiles};
 
 /// `softmax(q * k^T / sqrt(width / heads)) * v` in each head.
@@ -29,6 +29,9 @@ pub(crate) fn attention(
     attention_to(q, k, v, heads, None)
 }
 
+/// What attention is called where operations are recorded.
+const NAME: &str = "attention: softmax(q kT) v";
+
 /// The keys that a batch entry's row of queries attends to, which are at least one.
 pub(crate) type Visible<'a> = dyn Fn(usize, usize) -> Range<usize> + Sync + 'a;
 
@@ -40,7 +43,7 @@ pub(crate) fn attention_to(
     heads: usize,
     visible: Option<&Visible>,
 ) -> candle_core::Result<Tensor> {
-    timed_tensor("attention: softmax(q kT) v", || {
+    timed_tensor(NAME, || {
         let (batch, queries, width) = q.dims3()?;
         count_product(2 * batch * queries, k.dim(1)?, width);
         if runs_here(q) {
@@ -115,14 +118,15 @@ struct Attention<'a> {
     visible: Option<&'a Visible<'a>>,
 }
 
-/// A tensor `[batch, rows, width]` whose rows may lie apart.
-struct Rows<'a> {
-    values: &'a [f32],
-    batch_stride: usize,
-    row_stride: usize,
-    batch: usize,
-    rows: usize,
-    width: usize,
+/// `[batch, rows, width]` whose rows may lie apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub values: &'a [f32],
+    pub batch_stride: usize,
+    pub row_stride: usize,
+    pub batch: usize,
+    pub rows: usize,
+    pub width: usize,
 }
 
 impl<'a> Rows<'a> {
@@ -159,6 +163,69 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// [`attention_to`] on rows in memory, into `output` `[batch, queries, width]`.
+pub(crate) fn attend_rows(
+    rows: [Rows; 3],
+    heads: usize,
+    visible: Option<&Visible>,
+    output: &mut [f32],
+) -> candle_core::Result<()> {
+    timed(NAME, || {
+        let [q, k, _] = rows;
+        count_product(2 * q.batch * q.rows, k.rows, q.width);
+        attend(rows, heads, visible, output)
+    })
+}
+
+fn attend(
+    [q, k, v]: [Rows; 3],
+    heads: usize,
+    visible: Option<&Visible>,
+    output: &mut [f32],
+) -> candle_core::Result<()> {
+    let (batch, queries, keys, width) = (q.batch, q.rows, k.rows, q.width);
+    let alike =
+        (k.batch, k.width) == (batch, width) && (v.batch, v.rows, v.width) == (batch, keys, width);
+    if !alike || batch * queries * keys * width == 0 || !width.is_multiple_of(heads) {
+        let shapes = [q, k, v].map(|rows| [rows.batch, rows.rows, rows.width]);
+        candle_core::bail!("no attention with {heads} heads over {shapes:?}");
+    }
+    let seen = visible
+        .map(|visible| stretches(visible, batch, queries, keys))
+        .transpose()?;
+    let head_width = width / heads;
+    // A head's keys and values are laid out anew for each of its parts, so it has few.
+    let wanted = TASKS_PER_THREAD * rayon::current_num_threads();
+    let parts = wanted.div_ceil(batch * heads).min(queries);
+    let tasks: Vec<(usize, Tile)> = output
+        .chunks_exact_mut(queries * width)
+        .enumerate()
+        .flat_map(|(batch, output)| {
+            let tiles = tiles(output, width, queries.div_ceil(parts), head_width);
+            tiles.into_iter().map(move |tile| (batch, tile))
+        })
+        .collect();
+    tasks.into_par_iter().for_each(|(batch, mut tile)| {
+        let rows = tile.row..tile.row + tile.rows.len();
+        let seen = seen
+            .as_ref()
+            .map(|seen| &seen[batch * queries..][rows.clone()]);
+        // Keys that no row sees, such as padding, are left out.
+        let last = seen.and_then(|seen| seen.iter().map(|seen| seen.end).max());
+        let keys = 0..last.unwrap_or(keys);
+        Head {
+            q: q.head(batch, rows, tile.column, head_width),
+            k: k.head(batch, keys.clone(), tile.column, head_width),
+            v: v.head(batch, keys, tile.column, head_width),
+            scale: 1.0 / (head_width as f32).sqrt(),
+            seen,
+            output: &mut tile.rows,
+        }
+        .run();
+    });
+    Ok(())
+}
+
 impl CustomOp3 for Attention<'_> {
     fn name(&self) -> &'static str {
         "attention"
@@ -173,57 +240,14 @@ impl CustomOp3 for Attention<'_> {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let q = Rows::new(q, q_layout)?;
-        let k = Rows::new(k, k_layout)?;
-        let v = Rows::new(v, v_layout)?;
-        let (batch, queries, keys, width) = (q.batch, q.rows, k.rows, q.width);
-        let alike = (k.batch, k.width) == (batch, width)
-            && (v.batch, v.rows, v.width) == (batch, keys, width);
-        if !alike || batch * queries * keys * width == 0 || !width.is_multiple_of(self.heads) {
-            candle_core::bail!(
-                "no attention with {} heads over {q_layout:?}, {k_layout:?}, {v_layout:?}",
-                self.heads
-            );
-        }
-        let seen = self
-            .visible
-            .map(|visible| stretches(visible, batch, queries, keys))
-            .transpose()?;
-        let head_width = width / self.heads;
-        let mut output = vec![0.0; batch * queries * width];
-        // A head's keys and values are laid out anew for each of its parts, so it has few.
-        let wanted = TASKS_PER_THREAD * rayon::current_num_threads();
-        let parts = wanted.div_ceil(batch * self.heads).min(queries);
-        let tasks: Vec<(usize, Tile)> = output
-            .chunks_exact_mut(queries * width)
-            .enumerate()
-            .flat_map(|(batch, output)| {
-                let tiles = tiles(output, width, queries.div_ceil(parts), head_width);
-                tiles.into_iter().map(move |tile| (batch, tile))
-            })
-            .collect();
-        tasks.into_par_iter().for_each(|(batch, mut tile)| {
-            let rows = tile.row..tile.row + tile.rows.len();
-            let seen = seen
-                .as_ref()
-                .map(|seen| &seen[batch * queries..][rows.clone()]);
-            // Keys that no row sees, such as padding, are left out.
-            let last = seen.and_then(|seen| seen.iter().map(|seen| seen.end).max());
-            let keys = 0..last.unwrap_or(keys);
-            Head {
-                q: q.head(batch, rows, tile.column, head_width),
-                k: k.head(batch, keys.clone(), tile.column, head_width),
-                v: v.head(batch, keys, tile.column, head_width),
-                scale: 1.0 / (head_width as f32).sqrt(),
-                seen,
-                output: &mut tile.rows,
-            }
-            .run();
-        });
-        Ok((
-            CpuStorage::F32(output),
-            Shape::from((batch, queries, width)),
-        ))
+        let mut output = vec![0.0; q_layout.shape().elem_count()];
+        let rows = [
+            Rows::new(q, q_layout)?,
+            Rows::new(k, k_layout)?,
+            Rows::new(v, v_layout)?,
+        ];
+        attend(rows, self.heads, self.visible, &mut output)?;
+        Ok((CpuStorage::F32(output), q_layout.shape().clone()))
     }
 }
 

@@ -1,15 +1,18 @@
 //! The pre-norm transformer block that the vision towers and CLIP's text tower are
 //! made of: attention and an MLP, each behind a LayerNorm and added to its input.
 
+use std::cell::Cell;
+
 use candle_core::{D, Tensor};
 
 use crate::Result;
-use crate::attention::{Visible, attention_to};
+use crate::attention::{Rows, Visible, attend_rows, attention_to};
 use crate::checkpoint::Weights;
 use crate::config::{Activation, VisionConfig};
-use crate::linear::Linear;
+use crate::linear::{Linear, runs_here};
 use crate::norm::LayerNorm;
-use crate::operations::timed_tensor;
+use crate::operations::{timed, timed_tensor};
+use crate::product::Residual;
 
 /// Sizes of a block.
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +106,8 @@ pub(crate) struct Block {
     norm2: LayerNorm,
     fc1: Linear,
     fc2: Linear,
+    /// Width of the MLP in between.
+    inner: usize,
     activation: Activation,
 }
 
@@ -150,20 +155,17 @@ impl Block {
             norm2: norm(norms[1])?,
             fc1: Linear::load(&weights.pp(fcs[0]), width, inner, true)?,
             fc2: Linear::load(&weights.pp(fcs[1]), inner, width, true)?,
+            inner,
             activation: config.activation,
         })
     }
 
     /// `[batch, rows, width]` to the same shape; each row sees what `visible` tells, or
     /// all of them.
-    pub fn forward(
-        &self,
-        hidden: &Tensor,
-        visible: Option<&Visible>,
-    ) -> candle_core::Result<Tensor> {
+    fn forward(&self, hidden: &Tensor, visible: Option<&Visible>) -> candle_core::Result<Tensor> {
         let width = hidden.dim(D::Minus1)?;
         let normed = self.norm1.forward(hidden)?;
-        let qkv = timed_tensor("attention: q, k, v", || self.qkv.forward(&normed))?;
+        let qkv = timed_tensor(QKV, || self.qkv.forward(&normed))?;
         let mixed = attention_to(
             &qkv.narrow(2, 0, width)?,
             &qkv.narrow(2, width, width)?,
@@ -171,15 +173,108 @@ impl Block {
             self.heads,
             visible,
         )?;
-        let hidden = timed_tensor("attention: projection, residual", || {
-            self.projection.forward_add(&mixed, hidden)
-        })?;
+        let hidden = timed_tensor(PROJECTION, || self.projection.forward_add(&mixed, hidden))?;
         let normed = self.norm2.forward(&hidden)?;
-        let inner = timed_tensor("MLP: fc1", || {
-            self.fc1.forward_activated(&normed, self.activation)
+        let inner = timed_tensor(FC1, || self.fc1.forward_activated(&normed, self.activation))?;
+        timed_tensor(FC2, || self.fc2.forward_add(&inner, &hidden))
+    }
+
+    /// [`Block::forward`] in place and in this crate's own CPU code: `hidden` is
+    /// `[batch, rows, width]`.
+    fn run(
+        &self,
+        hidden: &mut [f32],
+        batch: usize,
+        visible: Option<&Visible>,
+        buffers: &mut Buffers,
+    ) -> candle_core::Result<()> {
+        let (Some(norm1), Some(norm2)) = (self.norm1.rows(), self.norm2.rows()) else {
+            candle_core::bail!("a block that computes by candle's operations");
+        };
+        let width = norm1.weight.len();
+        let rows = hidden.len() / (batch * width);
+        let (qkv, mixed, inner) = buffers.sized(batch * rows, width, self.inner);
+        timed(QKV, || {
+            self.qkv.run(hidden, Some(norm1), qkv, None, Residual::None)
         })?;
-        timed_tensor("MLP: fc2, residual", || {
-            self.fc2.forward_add(&inner, &hidden)
+        let part = |index: usize| Rows {
+            values: &qkv[index * width..],
+            batch_stride: rows * 3 * width,
+            row_stride: 3 * width,
+            batch,
+            rows,
+            width,
+        };
+        attend_rows([part(0), part(1), part(2)], self.heads, visible, mixed)?;
+        timed(PROJECTION, || {
+            self.projection
+                .run(mixed, None, hidden, None, Residual::Output)
+        })?;
+        let activation = Some(self.activation);
+        timed(FC1, || {
+            self.fc1
+                .run(hidden, Some(norm2), inner, activation, Residual::None)
+        })?;
+        timed(FC2, || {
+            self.fc2.run(inner, None, hidden, None, Residual::Output)
         })
     }
+
+    fn runs_on_rows(&self) -> bool {
+        let layers = [&self.qkv, &self.projection, &self.fc1, &self.fc2];
+        layers.iter().all(|layer| layer.runs_on_rows()) && self.norm1.rows().is_some()
+    }
+}
+
+/// What the products of a block are called where operations are recorded.
+const QKV: &str = "attention: q, k, v";
+const PROJECTION: &str = "attention: projection, residual";
+const FC1: &str = "MLP: fc1";
+const FC2: &str = "MLP: fc2, residual";
+
+/// What blocks write in between, kept from one to the next.
+#[derive(Default)]
+struct Buffers {
+    qkv: Vec<f32>,
+    mixed: Vec<f32>,
+    inner: Vec<f32>,
+}
+
+impl Buffers {
+    /// Queries, keys and values of `rows` rows, what attention mixes, and the MLP's inner values.
+    fn sized(
+        &mut self,
+        rows: usize,
+        width: usize,
+        inner: usize,
+    ) -> (&mut [f32], &mut [f32], &mut [f32]) {
+        self.qkv.resize(rows * 3 * width, 0.0);
+        self.mixed.resize(rows * width, 0.0);
+        self.inner.resize(rows * inner, 0.0);
+        (&mut self.qkv, &mut self.mixed, &mut self.inner)
+    }
+}
+
+/// Blocks in a row, `[batch, rows, width]` to the same shape; each row sees what `visible` tells, or
+/// all of them.
+pub(crate) fn run(
+    blocks: &[Block],
+    hidden: &Tensor,
+    visible: Option<&Visible>,
+) -> candle_core::Result<Tensor> {
+    if !runs_here(hidden) || !blocks.iter().all(Block::runs_on_rows) {
+        return blocks.iter().try_fold(hidden.clone(), |hidden, block| {
+            block.forward(&hidden, visible)
+        });
+    }
+    let shape = hidden.dims3()?;
+    let mut values = hidden.flatten_all()?.to_vec1::<f32>()?;
+    // Of the thread's last pass, so that their pages are there already.
+    thread_local!(static BUFFERS: Cell<Buffers> = Cell::default());
+    let mut buffers = BUFFERS.take();
+    for block in blocks {
+        block.run(&mut values, shape.0, visible, &mut buffers)?;
+    }
+    BUFFERS.set(buffers);
+    Tensor::from_vec(values, shape, hidden.device())
 }

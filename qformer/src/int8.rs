@@ -6,13 +6,11 @@
 
 use std::cell::Cell;
 
-use rayon::prelude::*;
 use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix};
 use rten_tensor::NdTensorView;
 
 use crate::kernels;
-use crate::operations::timed;
-use crate::product::{Finish, Panels, TILE_ROWS};
+use crate::product::{Dims, Norm, PackedWeights, Panels};
 
 thread_local! {
     /// Kept: making it asks the processor what it can, which takes long on virtual machines.
@@ -38,7 +36,7 @@ pub(crate) struct Int8Matrix {
 }
 
 /// Rows of inputs in 8 bits.
-struct Rows {
+pub(crate) struct Rows {
     numbers: PackedAMatrix<u8>,
     /// The number that stands for 0 in each row, and the scale.
     zeros: Vec<(u8, f32)>,
@@ -60,93 +58,92 @@ impl Int8Matrix {
             scales: weight.scales,
         })
     }
-
-    pub fn panels(&self) -> &Panels<i8> {
-        &self.panels
-    }
-
-    /// `x` `[rows, inputs]` times these weights, finished, into `output` `[rows, outputs]`.
-    pub fn multiply(
-        &self,
-        x: &[f32],
-        output: &mut [f32],
-        finish: Finish,
-    ) -> candle_core::Result<()> {
-        thread_local!(static SUMS: Cell<Vec<i32>> = const { Cell::new(Vec::new()) });
-        let rows = timed("8 bits: rows to numbers", || {
-            let rows = x.par_chunks(TILE_ROWS * self.panels.inputs);
-            rows.map(|x| Rows::new(x, self.panels.inputs))
-                .collect::<candle_core::Result<Vec<_>>>()
-        })?;
-        self.panels
-            .tiles(output)
-            .into_par_iter()
-            .try_for_each(|mut tile| {
-                let rows = &rows[tile.row / TILE_ROWS];
-                let panel = self.panels.of(&tile);
-                // Taken, not borrowed: where a product waits for its threads, another tile may begin on this one.
-                let mut sums = SUMS.take();
-                sums.resize(tile.rows.len() * panel.cols(), 0);
-                // The zeros are taken out below: told of them, rten-gemm 0.27 takes those of the first rows for all.
-                GEMM.with(|gemm| {
-                    gemm.gemm(
-                        &mut sums,
-                        GemmInputA::Packed(&rows.numbers),
-                        GemmInputB::Packed(panel),
-                        GemmOptions::default(),
-                    )
-                })
-                .map_err(candle_core::Error::wrap)?;
-                let columns = tile.column..tile.column + panel.cols();
-                let sums_of_rows = sums.chunks_exact(panel.cols()).zip(&rows.zeros);
-                for (values, (sums, (zero, scale))) in tile.rows.iter_mut().zip(sums_of_rows) {
-                    kernels::dequantize(
-                        sums,
-                        *zero,
-                        *scale,
-                        &self.scales[columns.clone()],
-                        &self.values[columns.clone()],
-                        values,
-                    );
-                }
-                SUMS.set(sums);
-                finish.run(&mut tile, self.panels.outputs);
-                Ok(())
-            })
-    }
 }
 
-impl Rows {
-    /// From rows of `inputs` values.
-    fn new(x: &[f32], inputs: usize) -> candle_core::Result<Self> {
+impl PackedWeights for Int8Matrix {
+    type Rows<'x> = Rows;
+
+    fn dims(&self) -> Dims {
+        self.panels.dims
+    }
+
+    fn rows(&self, x: &[f32], norm: Option<Norm>) -> candle_core::Result<Rows> {
         thread_local!(static NUMBERS: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
+        let inputs = self.panels.dims.inputs;
         // Without VNNI two products are summed in 16 bits: 7 of the 8 bits leave room.
-        let levels = if GEMM.with(GemmExecutor::may_saturate) {
-            127.0
-        } else {
-            255.0
+        let levels = match GEMM.with(GemmExecutor::may_saturate) {
+            true => 127.0,
+            false => 255.0,
         };
         let mut numbers = NUMBERS.take();
         numbers.resize(x.len(), 0);
+        let mut normed = vec![0.0; if norm.is_some() { inputs } else { 0 }];
         let zeros = x
             .chunks_exact(inputs)
             .zip(numbers.chunks_exact_mut(inputs))
-            .map(|(x, numbers)| kernels::quantize(x, levels, numbers))
+            .map(|(x, numbers)| match norm {
+                Some(norm) => {
+                    norm.run(x, &mut normed);
+                    kernels::quantize(&normed, levels, numbers)
+                }
+                None => kernels::quantize(x, levels, numbers),
+            })
             .collect();
         let view = NdTensorView::try_from_data([x.len() / inputs, inputs], numbers.as_slice())
             .map_err(candle_core::Error::wrap)?;
         let packed = GEMM.with(|gemm| gemm.prepack_a(view));
         NUMBERS.set(numbers);
-        Ok(Self {
+        Ok(Rows {
             numbers: packed,
             zeros,
         })
+    }
+
+    fn product(
+        &self,
+        rows: &Rows,
+        panel: usize,
+        mut take: impl FnMut(usize, &mut [f32]),
+    ) -> candle_core::Result<()> {
+        thread_local!(static SUMS: Cell<(Vec<i32>, Vec<f32>)> = Cell::default());
+        let first = panel * self.panels.dims.columns;
+        let panel = &self.panels.packed[panel];
+        let columns = first..first + panel.cols();
+        // Taken, not borrowed: where a product waits for its threads, another may begin on this one.
+        let (mut sums, mut values) = SUMS.take();
+        sums.resize(rows.zeros.len() * columns.len(), 0);
+        values.resize(columns.len(), 0.0);
+        // The zeros are taken out below: told of them, rten-gemm 0.27 takes those of the first rows for all.
+        let made = GEMM.with(|gemm| {
+            gemm.gemm(
+                &mut sums,
+                GemmInputA::Packed(&rows.numbers),
+                GemmInputB::Packed(panel),
+                GemmOptions::default(),
+            )
+        });
+        made.map_err(candle_core::Error::wrap)?;
+        let products = sums.chunks_exact(columns.len()).zip(&rows.zeros);
+        for (row, (sums, (zero, scale))) in products.enumerate() {
+            kernels::dequantize(
+                sums,
+                *zero,
+                *scale,
+                &self.scales[columns.clone()],
+                &self.values[columns.clone()],
+                &mut values,
+            );
+            take(row, &mut values);
+        }
+        SUMS.set((sums, values));
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::product::{Finish, Residual, multiply};
 
     /// The sums in f64, of the numbers that 8 bits leave of weights and rows.
     fn exact(x: &[f32], weight: &Int8Weight, outputs: usize, inputs: usize) -> Vec<f64> {
@@ -182,9 +179,9 @@ mod tests {
             let matrix = Int8Matrix::new(weight.clone(), outputs, inputs).unwrap();
             let residual = vec![100.0; rows * outputs];
             for (bias, residual) in [
-                (None, None),
-                (Some(&bias[..]), None),
-                (Some(&bias), Some(&residual[..])),
+                (None, Residual::None),
+                (Some(&bias[..]), Residual::None),
+                (Some(&bias), Residual::Rows(&residual)),
             ] {
                 let mut found = vec![7.0; rows * outputs];
                 let finish = Finish {
@@ -192,7 +189,7 @@ mod tests {
                     activation: None,
                     residual,
                 };
-                matrix.multiply(&x, &mut found, finish).unwrap();
+                multiply(&matrix, &x, None, &mut found, finish).unwrap();
                 for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
                     let (row, output) = (i / outputs, i % outputs);
                     let of_row = &x[row * inputs..][..inputs];
@@ -207,7 +204,10 @@ mod tests {
                         * f64::from(weight.scales[output]);
                     let expected = expected
                         + bias.map_or(0.0, |bias| f64::from(bias[output]))
-                        + residual.map_or(0.0, |residual| f64::from(residual[i]));
+                        + match residual {
+                            Residual::None => 0.0,
+                            _ => 100.0,
+                        };
                     let off = (f64::from(found) - expected).abs();
                     assert!(off <= most * 1.01 + 1e-3, "{row} {output}: {off} > {most}");
                 }
@@ -227,7 +227,7 @@ mod tests {
             x[3] = bad;
             let mut found = vec![0.0; 2];
             let finish = Finish::default();
-            matrix.multiply(&x, &mut found, finish).unwrap();
+            multiply(&matrix, &x, None, &mut found, finish).unwrap();
             assert!(
                 !found[0].is_finite() && (found[1] - 8.0).abs() < 0.05,
                 "{found:?}"

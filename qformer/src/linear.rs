@@ -12,7 +12,7 @@ use crate::checkpoint::Weights;
 use crate::config::Activation;
 use crate::int8::{Int8Matrix, Int8Weight};
 use crate::operations::{count_product, timed_tensor};
-use crate::product::{Finish, WeightMatrix};
+use crate::product::{F32Matrix, Finish, Norm, PackedWeights, Residual, multiply};
 
 thread_local! {
     static BY_CANDLE: Cell<bool> = const { Cell::new(false) };
@@ -61,8 +61,45 @@ enum Kind {
 }
 
 struct Packed {
-    weight_t: WeightMatrix,
+    weight_t: Matrix,
     bias: Option<Vec<f32>>,
+}
+
+enum Matrix {
+    F32(F32Matrix),
+    Int8(Int8Matrix),
+}
+
+impl Packed {
+    /// Inputs and outputs.
+    fn dims(&self) -> (usize, usize) {
+        let dims = match &self.weight_t {
+            Matrix::F32(weight_t) => weight_t.dims(),
+            Matrix::Int8(weight_t) => weight_t.dims(),
+        };
+        (dims.inputs, dims.outputs)
+    }
+
+    fn run(
+        &self,
+        x: &[f32],
+        norm: Option<Norm>,
+        output: &mut [f32],
+        activation: Option<Activation>,
+        residual: Residual,
+    ) -> candle_core::Result<()> {
+        let (inputs, outputs) = self.dims();
+        count_product(x.len() / inputs, inputs, outputs);
+        let finish = Finish {
+            bias: self.bias.as_deref(),
+            activation,
+            residual,
+        };
+        match &self.weight_t {
+            Matrix::F32(weight_t) => multiply(weight_t, x, norm, output, finish),
+            Matrix::Int8(weight_t) => multiply(weight_t, x, norm, output, finish),
+        }
+    }
 }
 
 impl std::fmt::Debug for Kind {
@@ -97,7 +134,7 @@ impl Linear {
         if let Some(weight) = weights.int8("weight", [outputs, inputs])? {
             return Ok(Self {
                 kind: Kind::Packed(Packed {
-                    weight_t: WeightMatrix::Int8(Int8Matrix::new(weight, outputs, inputs)?),
+                    weight_t: Matrix::Int8(Int8Matrix::new(weight, outputs, inputs)?),
                     bias: bias.map(|bias| bias.to_vec1()).transpose()?,
                 }),
             });
@@ -137,11 +174,7 @@ impl Linear {
         match int8 {
             Some(weight) if dense.is_empty() => Ok(Self {
                 kind: Kind::Packed(Packed {
-                    weight_t: WeightMatrix::Int8(Int8Matrix::new(
-                        weight,
-                        outputs * names.len(),
-                        inputs,
-                    )?),
+                    weight_t: Matrix::Int8(Int8Matrix::new(weight, outputs * names.len(), inputs)?),
                     bias: Some(bias.to_vec1()?),
                 }),
             }),
@@ -163,7 +196,7 @@ impl Linear {
             let (outputs, inputs) = weight.dims2()?;
             let values = weight.flatten_all()?.to_vec1::<f32>()?;
             Kind::Packed(Packed {
-                weight_t: WeightMatrix::new(&values, outputs, inputs)?,
+                weight_t: Matrix::F32(F32Matrix::new(&values, outputs, inputs)?),
                 bias: bias.map(|bias| bias.to_vec1()).transpose()?,
             })
         } else {
@@ -173,6 +206,28 @@ impl Linear {
             }
         };
         Ok(Self { kind })
+    }
+
+    /// Whether [`Linear::run`] can.
+    pub fn runs_on_rows(&self) -> bool {
+        matches!(self.kind, Kind::Packed(_))
+    }
+
+    /// `x` `[rows, inputs]`, after `norm`, to `output` `[rows, outputs]`, in this crate's own CPU code.
+    pub fn run(
+        &self,
+        x: &[f32],
+        norm: Option<Norm>,
+        output: &mut [f32],
+        activation: Option<Activation>,
+        residual: Residual,
+    ) -> candle_core::Result<()> {
+        match &self.kind {
+            Kind::Packed(packed) => packed.run(x, norm, output, activation, residual),
+            Kind::Dense { .. } => {
+                candle_core::bail!("a layer that computes by candle's operations")
+            }
+        }
     }
 
     /// `[..., inputs]` to `[..., outputs]`.
@@ -251,31 +306,18 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// The layer's output, `residual` added where there is one.
-    fn run(
-        &self,
-        x: &[f32],
-        shape: &Shape,
-        residual: Option<&[f32]>,
-    ) -> candle_core::Result<CpuStorage> {
-        let weight_t = &self.packed.weight_t;
-        let (inputs, outputs) = (weight_t.inputs(), weight_t.outputs());
-        count_product(x.len() / inputs, inputs, outputs);
+    /// The layer's output.
+    fn run(&self, x: &[f32], shape: &Shape, residual: Residual) -> candle_core::Result<CpuStorage> {
         let mut output = vec![0.0; shape.elem_count()];
-        let finish = Finish {
-            bias: self.packed.bias.as_deref(),
-            activation: self.activation,
-            residual,
-        };
-        weight_t.multiply(x, &mut output, finish)?;
+        let packed = self.packed;
+        packed.run(x, None, &mut output, self.activation, residual)?;
         Ok(CpuStorage::F32(output))
     }
 
     /// The output's shape, after checking the input's.
     fn shape(&self, input: &Layout) -> candle_core::Result<Shape> {
         let mut dims = input.dims().to_vec();
-        let weight_t = &self.packed.weight_t;
-        let (inputs, outputs) = (weight_t.inputs(), weight_t.outputs());
+        let (inputs, outputs) = self.packed.dims();
         match dims.last_mut() {
             Some(last) if *last == inputs => *last = outputs,
             _ => candle_core::bail!("rows of {inputs} expected, found shape {:?}", input.dims()),
@@ -302,7 +344,7 @@ impl CustomOp1 for Product<'_> {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let shape = self.shape(layout)?;
-        Ok((self.run(values(x, layout)?, &shape, None)?, shape))
+        Ok((self.run(values(x, layout)?, &shape, Residual::None)?, shape))
     }
 }
 
@@ -326,7 +368,10 @@ impl CustomOp2 for Product<'_> {
             );
         }
         let residual = values(residual, residual_layout)?;
-        Ok((self.run(values(x, layout)?, &shape, Some(residual))?, shape))
+        Ok((
+            self.run(values(x, layout)?, &shape, Residual::Rows(residual))?,
+            shape,
+        ))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Products with weights that are laid out once, at load, as the machine's matrix product reads them (`rten-gemm`: on
 //! AVX-512 twice as fast as candle's product), in f32 or in 8 bits.
 //!
-//! A product is made tile by tile, and whatever follows it (bias, activation, residual) is done to a tile by the thread that
-//! made it, while it is in that core's cache.
+//! What comes before a product (LayerNorm, rounding to 8 bits) and what follows it (bias, activation, residual) is done a
+//! few rows at a time by the thread that multiplies them, while they are in its core's cache.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 
 use rayon::prelude::*;
@@ -11,23 +12,54 @@ use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix
 use rten_tensor::{Matrix, NdTensorView};
 
 use crate::config::Activation;
-use crate::int8::Int8Matrix;
 use crate::kernels;
-use crate::tiles::{Tile, tiles};
+use crate::tiles::tiles;
 
-/// Rows of a tile: a multiple of what rten-gemm's kernels take at a time (6 in f32 and 8 in 8 bits on x86-64), and few
-/// enough for the tiles of one picture to be shared out evenly.
-pub(crate) const TILE_ROWS: usize = 48;
-/// Most columns of a tile, for the same reason.
-const TILE_COLUMNS: usize = 384;
+/// Most rows that are multiplied at a time, and what their number is a multiple of: rten-gemm's kernels take 6 at a time in
+/// f32 and 8 in 8 bits on x86-64.
+const MOST_ROWS: usize = 48;
+const ROWS_STEP: usize = 8;
+/// Stretches of rows for each thread, so that they are shared out evenly.
+const STRETCHES_PER_THREAD: usize = 4;
+/// Most columns of a panel, which are multiplied at a time.
+const MOST_COLUMNS: usize = 384;
 /// Columns that the widest of rten-gemm's kernels takes at a time.
-const KERNEL_COLUMNS: usize = 32;
-/// Weights of a tile, in bytes, that stay in a core's L2 from one tile of the same columns to the next.
-const TILE_WEIGHTS: usize = 768 << 10;
+const COLUMNS_STEP: usize = 32;
+/// Weights of a panel, in bytes, that stay in a core's L2 from one stretch of rows to the next.
+const PANEL_BYTES: usize = 768 << 10;
+/// Up to so many bytes of weights, each stretch of rows is multiplied with all of them; more of them would be read anew
+/// from beyond L2 for each.
+const MOST_BYTES: usize = 3 << 20;
 
 thread_local! {
     /// Kept: making it asks the processor what it can, which takes long on virtual machines.
     static GEMM: GemmExecutor<f32> = GemmExecutor::new();
+}
+
+/// LayerNorm of rows of `weight.len()` values.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<'a> {
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub eps: f32,
+}
+
+impl Norm<'_> {
+    /// Of rows of `input` into `output`.
+    pub fn run(&self, input: &[f32], output: &mut [f32]) {
+        kernels::layer_norm(input, self.weight, self.bias, self.eps, output);
+    }
+}
+
+/// What a product is added to at last.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum Residual<'a> {
+    #[default]
+    None,
+    /// What is in the output.
+    Output,
+    /// `[rows, outputs]`.
+    Rows(&'a [f32]),
 }
 
 /// What is done to a product.
@@ -37,120 +69,192 @@ pub(crate) struct Finish<'a> {
     pub bias: Option<&'a [f32]>,
     /// Applied after the bias.
     pub activation: Option<Activation>,
-    /// `[rows, outputs]`, added at last.
-    pub residual: Option<&'a [f32]>,
+    pub residual: Residual<'a>,
 }
 
 impl Finish<'_> {
-    /// Finishes a tile of a matrix with rows of `outputs` values.
-    pub fn run(&self, tile: &mut Tile, outputs: usize) {
-        for (row, values) in tile.rows.iter_mut().enumerate() {
-            if let Some(bias) = self.bias {
-                kernels::add(values, &bias[tile.column..]);
-            }
-            match self.activation {
-                Some(Activation::Gelu) => kernels::gelu(values),
-                Some(Activation::QuickGelu) => kernels::quick_gelu(values),
-                None => (),
-            }
-            if let Some(residual) = self.residual {
-                kernels::add(
-                    values,
-                    &residual[(tile.row + row) * outputs + tile.column..],
-                );
+    /// Finishes `values`, which begin at `column` of the row `row` of a product with rows of `outputs` values.
+    fn run(
+        &self,
+        values: &mut [f32],
+        row: usize,
+        column: usize,
+        outputs: usize,
+        output: &mut [f32],
+    ) {
+        if let Some(bias) = self.bias {
+            kernels::add(values, &bias[column..]);
+        }
+        match self.activation {
+            Some(Activation::Gelu) => kernels::gelu(values),
+            Some(Activation::QuickGelu) => kernels::quick_gelu(values),
+            None => (),
+        }
+        match self.residual {
+            Residual::None => output.copy_from_slice(values),
+            Residual::Output => kernels::add(output, values),
+            Residual::Rows(rows) => {
+                output.copy_from_slice(&rows[row * outputs + column..][..values.len()]);
+                kernels::add(output, values);
             }
         }
     }
 }
 
-/// `[inputs, outputs]`.
-pub(crate) enum WeightMatrix {
-    F32(Panels<f32>),
-    Int8(Int8Matrix),
+/// Weights `[inputs, outputs]` in panels, each of some columns.
+pub(crate) trait PackedWeights: Sync {
+    /// Rows of inputs as the product reads them.
+    type Rows<'x>: Send + Sync;
+
+    fn dims(&self) -> Dims;
+
+    /// `x` `[rows, inputs]`, after `norm`, as the product reads it.
+    fn rows<'x>(&self, x: &'x [f32], norm: Option<Norm>) -> candle_core::Result<Self::Rows<'x>>;
+
+    /// Hands each row of the product with a panel to `take`, with its number.
+    fn product(
+        &self,
+        rows: &Self::Rows<'_>,
+        panel: usize,
+        take: impl FnMut(usize, &mut [f32]),
+    ) -> candle_core::Result<()>;
 }
 
-impl WeightMatrix {
+/// Of [`PackedWeights`].
+#[derive(Clone, Copy)]
+pub(crate) struct Dims {
+    pub inputs: usize,
+    pub outputs: usize,
+    /// Of a panel; the last may have fewer.
+    pub columns: usize,
+    /// Of all weights.
+    pub bytes: usize,
+}
+
+/// `x` `[rows, inputs]`, after `norm`, times `weights`, finished, into `output` `[rows, outputs]`.
+pub(crate) fn multiply<W: PackedWeights>(
+    weights: &W,
+    x: &[f32],
+    norm: Option<Norm>,
+    output: &mut [f32],
+    finish: Finish,
+) -> candle_core::Result<()> {
+    let Dims {
+        inputs,
+        outputs,
+        columns,
+        bytes,
+    } = weights.dims();
+    let count = stretch(x.len() / inputs);
+    let stretches = x.par_chunks(count * inputs);
+    if bytes > MOST_BYTES {
+        let stretches = stretches.map(|x| weights.rows(x, norm));
+        let stretches = stretches.collect::<candle_core::Result<Vec<_>>>()?;
+        let tiles = tiles(output, outputs, count, columns).into_par_iter();
+        return tiles.try_for_each(|mut tile| {
+            let rows = &stretches[tile.row / count];
+            weights.product(rows, tile.column / columns, |row, values| {
+                let output = &mut *tile.rows[row];
+                finish.run(values, tile.row + row, tile.column, outputs, output);
+            })
+        });
+    }
+    stretches
+        .zip(output.par_chunks_mut(count * outputs))
+        .enumerate()
+        .try_for_each(|(stretch, (x, output))| {
+            let rows = weights.rows(x, norm)?;
+            (0..outputs.div_ceil(columns)).try_for_each(|panel| {
+                weights.product(&rows, panel, |row, values| {
+                    let output = &mut output[row * outputs + panel * columns..][..values.len()];
+                    finish.run(
+                        values,
+                        stretch * count + row,
+                        panel * columns,
+                        outputs,
+                        output,
+                    );
+                })
+            })
+        })
+}
+
+/// How many of `rows` rows are multiplied at a time.
+fn stretch(rows: usize) -> usize {
+    let even = rows.div_ceil(STRETCHES_PER_THREAD * rayon::current_num_threads());
+    // To the nearest: of 257 rows on two threads, 32 at a time leave one over, 40 or 24 an uneven share.
+    ((even + ROWS_STEP / 2) / ROWS_STEP * ROWS_STEP).clamp(ROWS_STEP, MOST_ROWS)
+}
+
+/// Weights in f32.
+pub(crate) struct F32Matrix {
+    panels: Panels<f32>,
+}
+
+impl F32Matrix {
     /// From `[outputs, inputs]`.
     pub fn new(weight: &[f32], outputs: usize, inputs: usize) -> candle_core::Result<Self> {
         let panels = Panels::new(weight, outputs, inputs, |weight| {
             GEMM.with(|gemm| gemm.prepack_b(weight))
         })?;
-        Ok(WeightMatrix::F32(panels))
-    }
-
-    pub fn inputs(&self) -> usize {
-        match self {
-            WeightMatrix::F32(panels) => panels.inputs,
-            WeightMatrix::Int8(matrix) => matrix.panels().inputs,
-        }
-    }
-
-    pub fn outputs(&self) -> usize {
-        match self {
-            WeightMatrix::F32(panels) => panels.outputs,
-            WeightMatrix::Int8(matrix) => matrix.panels().outputs,
-        }
-    }
-
-    /// `x` `[rows, inputs]` times these weights, finished, into `output` `[rows, outputs]`.
-    pub fn multiply(
-        &self,
-        x: &[f32],
-        output: &mut [f32],
-        finish: Finish,
-    ) -> candle_core::Result<()> {
-        match self {
-            WeightMatrix::F32(panels) => multiply(panels, x, output, finish),
-            WeightMatrix::Int8(matrix) => matrix.multiply(x, output, finish),
-        }
+        Ok(Self { panels })
     }
 }
 
-fn multiply(
-    panels: &Panels<f32>,
-    x: &[f32],
-    output: &mut [f32],
-    finish: Finish,
-) -> candle_core::Result<()> {
-    thread_local!(static PRODUCT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
-    let (inputs, outputs) = (panels.inputs, panels.outputs);
-    let rows: Vec<&[f32]> = x.chunks(TILE_ROWS * inputs).collect();
-    panels
-        .tiles(output)
-        .into_par_iter()
-        .try_for_each(|mut tile| {
-            let x = rows[tile.row / TILE_ROWS];
-            let x = NdTensorView::try_from_data([x.len() / inputs, inputs], x)
-                .map_err(candle_core::Error::wrap)?;
-            let panel = panels.of(&tile);
-            // Taken, not borrowed: where a product waits for its threads, another tile may begin on this one.
-            let mut product = PRODUCT.take();
-            product.resize(tile.rows.len() * panel.cols(), 0.0);
-            GEMM.with(|gemm| {
-                gemm.gemm(
-                    &mut product,
-                    GemmInputA::Unpacked(x),
-                    GemmInputB::Packed(panel),
-                    GemmOptions::default(),
-                )
-            })
-            .map_err(candle_core::Error::wrap)?;
-            for (values, product) in tile.rows.iter_mut().zip(product.chunks_exact(panel.cols())) {
-                values.copy_from_slice(product);
+impl PackedWeights for F32Matrix {
+    type Rows<'x> = Cow<'x, [f32]>;
+
+    fn dims(&self) -> Dims {
+        self.panels.dims
+    }
+
+    fn rows<'x>(&self, x: &'x [f32], norm: Option<Norm>) -> candle_core::Result<Cow<'x, [f32]>> {
+        Ok(match norm {
+            Some(norm) => {
+                let mut normed = vec![0.0; x.len()];
+                norm.run(x, &mut normed);
+                Cow::Owned(normed)
             }
-            PRODUCT.set(product);
-            finish.run(&mut tile, outputs);
-            Ok(())
+            None => Cow::Borrowed(x),
         })
+    }
+
+    fn product(
+        &self,
+        rows: &Cow<'_, [f32]>,
+        panel: usize,
+        mut take: impl FnMut(usize, &mut [f32]),
+    ) -> candle_core::Result<()> {
+        thread_local!(static PRODUCT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
+        let inputs = self.panels.dims.inputs;
+        let panel = &self.panels.packed[panel];
+        let count = rows.len() / inputs;
+        let rows = NdTensorView::try_from_data([count, inputs], &rows[..])
+            .map_err(candle_core::Error::wrap)?;
+        // Taken, not borrowed: where a product waits for its threads, another may begin on this one.
+        let mut product = PRODUCT.take();
+        product.resize(count * panel.cols(), 0.0);
+        let made = GEMM.with(|gemm| {
+            gemm.gemm(
+                &mut product,
+                GemmInputA::Unpacked(rows),
+                GemmInputB::Packed(panel),
+                GemmOptions::default(),
+            )
+        });
+        made.map_err(candle_core::Error::wrap)?;
+        for (row, values) in product.chunks_exact_mut(panel.cols()).enumerate() {
+            take(row, values);
+        }
+        PRODUCT.set(product);
+        Ok(())
+    }
 }
 
-/// `[inputs, outputs]`, the columns of each tile packed for themselves.
+/// `[inputs, outputs]`, packed panel by panel.
 pub(crate) struct Panels<T> {
-    packed: Vec<PackedBMatrix<T>>,
-    /// Columns of each, but perhaps fewer of the last.
-    columns: usize,
-    pub inputs: usize,
-    pub outputs: usize,
+    pub packed: Vec<PackedBMatrix<T>>,
+    pub dims: Dims,
 }
 
 impl<T> Panels<T> {
@@ -162,16 +266,13 @@ impl<T> Panels<T> {
         pack: impl Fn(Matrix<T>) -> PackedBMatrix<T>,
     ) -> candle_core::Result<Self> {
         if weight.len() != outputs * inputs || weight.is_empty() {
-            candle_core::bail!(
-                "{} weights for {inputs} inputs and {outputs} outputs",
-                weight.len()
-            );
+            let found = weight.len();
+            candle_core::bail!("{found} weights for {inputs} inputs and {outputs} outputs");
         }
-        let most =
-            (TILE_WEIGHTS / (inputs * size_of::<T>())).clamp(2 * KERNEL_COLUMNS, TILE_COLUMNS);
-        let columns = outputs
-            .div_ceil(outputs.div_ceil(most))
-            .next_multiple_of(KERNEL_COLUMNS);
+        let most = PANEL_BYTES / (inputs * size_of::<T>());
+        let most = most.clamp(2 * COLUMNS_STEP, MOST_COLUMNS);
+        let even = outputs.div_ceil(outputs.div_ceil(most));
+        let columns = even.next_multiple_of(COLUMNS_STEP);
         let packed = weight
             .chunks(columns * inputs)
             .map(|weight| {
@@ -182,19 +283,92 @@ impl<T> Panels<T> {
             .collect::<candle_core::Result<_>>()?;
         Ok(Self {
             packed,
-            columns,
-            inputs,
-            outputs,
+            dims: Dims {
+                inputs,
+                outputs,
+                columns,
+                bytes: size_of_val(weight),
+            },
         })
     }
+}
 
-    /// The tiles of a product `[rows, outputs]`.
-    pub fn tiles<'a>(&self, output: &'a mut [f32]) -> Vec<Tile<'a>> {
-        tiles(output, self.outputs, TILE_ROWS, self.columns)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights that remember nothing but their sizes: each product's value is its row's first input and its own column.
+    struct Places(Dims);
+
+    impl PackedWeights for Places {
+        type Rows<'x> = &'x [f32];
+
+        fn dims(&self) -> Dims {
+            self.0
+        }
+
+        fn rows<'x>(&self, x: &'x [f32], _: Option<Norm>) -> candle_core::Result<&'x [f32]> {
+            Ok(x)
+        }
+
+        fn product(
+            &self,
+            rows: &&[f32],
+            panel: usize,
+            mut take: impl FnMut(usize, &mut [f32]),
+        ) -> candle_core::Result<()> {
+            let columns =
+                panel * self.0.columns..((panel + 1) * self.0.columns).min(self.0.outputs);
+            for (row, inputs) in rows.chunks(self.0.inputs).enumerate() {
+                let values = columns.clone().map(|column| inputs[0] + column as f32);
+                take(row, &mut values.collect::<Vec<_>>());
+            }
+            Ok(())
+        }
     }
 
-    /// The weights of a tile's columns.
-    pub fn of(&self, tile: &Tile) -> &PackedBMatrix<T> {
-        &self.packed[tile.column / self.columns]
+    #[test]
+    fn every_value_has_its_place_whichever_way() {
+        let (inputs, outputs, columns) = (3, 70, 32);
+        for rows in [1, 7, 48, 257] {
+            let x: Vec<f32> = (0..rows * inputs)
+                .map(|i| 100.0 * (i / inputs) as f32)
+                .collect();
+            let bias = vec![0.25; outputs];
+            let residual: Vec<f32> = (0..rows * outputs).map(|i| i as f32 * 1000.0).collect();
+            for bytes in [1, MOST_BYTES + 1] {
+                let weights = Places(Dims {
+                    inputs,
+                    outputs,
+                    columns,
+                    bytes,
+                });
+                for kind in [Residual::None, Residual::Output, Residual::Rows(&residual)] {
+                    let mut output = residual.clone();
+                    let finish = Finish {
+                        bias: Some(&bias),
+                        activation: None,
+                        residual: kind,
+                    };
+                    multiply(&weights, &x, None, &mut output, finish).unwrap();
+                    for (i, value) in output.iter().enumerate() {
+                        let product = 100.0 * (i / outputs) as f32 + (i % outputs) as f32 + 0.25;
+                        let added = match kind {
+                            Residual::None => 0.0,
+                            _ => residual[i],
+                        };
+                        assert_eq!(*value, product + added, "{rows} rows, {bytes} bytes, {i}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_shared_out_evenly() {
+        for rows in 1..2000 {
+            let count = stretch(rows);
+            assert!(count.is_multiple_of(ROWS_STEP) && count <= MOST_ROWS);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 /// A rectangle of a row-major matrix.
 pub(crate) struct Tile<'a> {
-    /// The first of its rows and columns in the matrix.
+    /// Its first row and column in the matrix.
     pub row: usize,
     pub column: usize,
     /// Its part of each of its rows.

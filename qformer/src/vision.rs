@@ -12,7 +12,7 @@
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
-use crate::block::{Block, BlockConfig, Names};
+use crate::block::{self, Block, BlockConfig, Names};
 use crate::checkpoint::Weights;
 use crate::config::VisionConfig;
 use crate::linear::Linear;
@@ -84,7 +84,9 @@ impl VisionModel {
         let block = self.layers.get(index).ok_or_else(|| {
             candle_core::Error::Msg(format!("block {index} of a ViT that has {n}"))
         })?;
-        Ok(block.forward(hidden, None)?)
+        Ok(among_workers(hidden.device(), || {
+            block::run(std::slice::from_ref(block), hidden, None)
+        })?)
     }
 
     /// What comes before the last LayerNorm.
@@ -92,11 +94,7 @@ impl VisionModel {
         among_workers(pixels.device(), || {
             let embeddings =
                 operations::timed("patch embedding", || self.embeddings.forward(pixels));
-            let mut hidden = embeddings?;
-            for layer in &self.layers {
-                hidden = layer.forward(&hidden, None)?;
-            }
-            Ok(hidden)
+            Ok(block::run(&self.layers, &embeddings?, None)?)
         })
     }
 }

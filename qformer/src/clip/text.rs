@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::config::ClipTextConfig;
 use crate::Result;
-use crate::block::{Block, BlockConfig, Names};
+use crate::block::{self, Block, BlockConfig, Names};
 use crate::checkpoint::Weights;
 use crate::embeddings::TokenEmbeddings;
 use crate::norm::LayerNorm;
@@ -64,12 +64,10 @@ impl TextModel {
     /// `[texts, hidden_size]`.
     pub fn forward(&self, texts: &[Vec<u32>]) -> Result<Tensor> {
         // Nothing looks behind the end of a text: padding changes nothing.
-        let mut hidden = self.embeddings.texts(texts)?;
+        let hidden = self.embeddings.texts(texts)?;
         let (_, longest, width) = hidden.dims3()?;
         let causal = |_, row| 0..row + 1;
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, Some(&causal))?;
-        }
+        let hidden = block::run(&self.layers, &hidden, Some(&causal))?;
         let ends: Vec<u32> = texts
             .iter()
             .enumerate()
