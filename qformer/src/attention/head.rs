@@ -182,3 +182,80 @@ fn side_by_side(rows: &Rows, columns: usize, panels: &mut Vec<f32>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `output` of `Head`s of these sizes, and what it should be, in f64.
+    fn check<S: Simd>(simd: S, queries: usize, keys: usize, width: usize) {
+        let number = |i: usize| ((i * 7919 + 13) % 251) as f32 / 60.0 - 2.0;
+        let stride = width + 3;
+        let values: Vec<f32> = (0..3 * keys.max(queries) * stride).map(number).collect();
+        let rows = |index: usize, count| Rows {
+            values: &values[index * keys.max(queries) * stride..],
+            stride,
+            count,
+            width,
+        };
+        let (q, k, v) = (rows(0, queries), rows(1, keys), rows(2, keys));
+        let seen: Vec<_> = (0..queries)
+            .map(|row| row % keys / 2..row % keys + 1)
+            .collect();
+        for seen in [None, Some(seen.as_slice())] {
+            let mut output = vec![7.0; queries * width];
+            let mut rows: Vec<&mut [f32]> = output.chunks_exact_mut(width).collect();
+            Head {
+                q,
+                k,
+                v,
+                scale: 0.05,
+                seen,
+                output: &mut rows,
+            }
+            .with_simd(simd);
+            for row in 0..queries {
+                let seen = seen.map_or(0..keys, |seen| seen[row].clone());
+                let dot = |key| -> f64 {
+                    let products = q.row(row).iter().zip(k.row(key));
+                    products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+                };
+                let weights: Vec<f64> = seen.clone().map(|key| (0.05 * dot(key)).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for column in 0..width {
+                    let weighted = weights.iter().zip(seen.clone());
+                    let expected: f64 = weighted
+                        .map(|(weight, key)| weight / total * f64::from(v.row(key)[column]))
+                        .sum();
+                    let found = f64::from(output[row * width + column]);
+                    assert!(
+                        (found - expected).abs() < 1e-5,
+                        "{row} {column}: {found} {expected}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_attends_alike() {
+        for (queries, keys, width) in [
+            (1, 1, 1),
+            (5, 17, 8),
+            (50, 33, 24),
+            (61, 70, 88),
+            (13, 64, 64),
+        ] {
+            check(pulp::Scalar::new(), queries, keys, width);
+            #[cfg(target_arch = "x86_64")]
+            {
+                if let Some(simd) = pulp::x86::V3::try_new() {
+                    check(simd, queries, keys, width);
+                }
+                if let Some(simd) = pulp::x86::V4::try_new() {
+                    check(simd, queries, keys, width);
+                }
+            }
+        }
+    }
+}
