@@ -1,9 +1,10 @@
 //! The pre-norm transformer block that the vision towers and CLIP's text tower are
 //! made of: attention and an MLP, each behind a LayerNorm and added to its input.
 
-use std::cell::Cell;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{D, Tensor};
+use rayon::prelude::*;
 
 use crate::Result;
 use crate::attention::{Rows, Visible, attend_rows, attention_to};
@@ -98,7 +99,7 @@ impl Names {
 }
 
 #[derive(Debug)]
-pub(crate) struct Block {
+struct Block {
     norm1: LayerNorm,
     qkv: Linear,
     projection: Linear,
@@ -112,7 +113,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub fn load(weights: &Weights, config: &BlockConfig, names: Names) -> Result<Self> {
+    fn load(weights: &Weights, config: &BlockConfig, names: Names) -> Result<Self> {
         let BlockConfig { width, inner, .. } = *config;
         let (norms, attention, projection, fcs) = match names {
             Names::Blip => (
@@ -233,7 +234,7 @@ const FC1: &str = "MLP: fc1";
 const FC2: &str = "MLP: fc2, residual";
 
 /// What blocks write in between, kept from one to the next.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Buffers {
     qkv: Vec<f32>,
     mixed: Vec<f32>,
@@ -253,28 +254,83 @@ impl Buffers {
         self.inner.resize(rows * inner, 0.0);
         (&mut self.qkv, &mut self.mixed, &mut self.inner)
     }
+
+    fn bytes(&self) -> usize {
+        let buffers = [&self.qkv, &self.mixed, &self.inner];
+        buffers
+            .iter()
+            .map(|buffer| size_of::<f32>() * buffer.capacity())
+            .sum()
+    }
 }
 
-/// Blocks in a row, `[batch, rows, width]` to the same shape; each row sees what `visible` tells, or
-/// all of them.
-pub(crate) fn run(
-    blocks: &[Block],
-    hidden: &Tensor,
-    visible: Option<&Visible>,
-) -> candle_core::Result<Tensor> {
-    if !runs_here(hidden) || !blocks.iter().all(Block::runs_on_rows) {
-        return blocks.iter().try_fold(hidden.clone(), |hidden, block| {
-            block.forward(&hidden, visible)
-        });
+/// Blocks in a row.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    blocks: Vec<Block>,
+    /// Of the last pass: their pages are there already. Passes at the same time each have their own.
+    buffers: Mutex<Buffers>,
+}
+
+/// Buffers of more bytes are let go after a pass: next to one that needs so many, mapping them takes no time.
+const MOST_KEPT: usize = 64 << 20;
+
+impl Blocks {
+    /// The first `count` of `weights`.
+    pub fn load(
+        weights: &Weights,
+        count: usize,
+        config: &BlockConfig,
+        names: Names,
+    ) -> Result<Self> {
+        Ok(Self {
+            blocks: (0..count)
+                .into_par_iter()
+                .map(|index| Block::load(&weights.pp(index), config, names))
+                .collect::<Result<_>>()?,
+            buffers: Mutex::default(),
+        })
     }
-    let shape = hidden.dims3()?;
-    let mut values = hidden.flatten_all()?.to_vec1::<f32>()?;
-    // Of the thread's last pass, so that their pages are there already.
-    thread_local!(static BUFFERS: Cell<Buffers> = Cell::default());
-    let mut buffers = BUFFERS.take();
-    for block in blocks {
-        block.run(&mut values, shape.0, visible, &mut buffers)?;
+
+    /// `[batch, rows, width]` to the same shape; each row sees what `visible` tells, or all of
+    /// them.
+    pub fn forward(
+        &self,
+        hidden: &Tensor,
+        visible: Option<&Visible>,
+    ) -> candle_core::Result<Tensor> {
+        self.forward_through(&self.blocks, hidden, visible)
     }
-    BUFFERS.set(buffers);
-    Tensor::from_vec(values, shape, hidden.device())
+
+    /// [`Blocks::forward`] through one block, if there are so many.
+    pub fn forward_one(&self, index: usize, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        match self.blocks.get(index..=index) {
+            Some(block) => self.forward_through(block, hidden, None),
+            None => candle_core::bail!("block {index} of {}", self.blocks.len()),
+        }
+    }
+
+    fn forward_through(
+        &self,
+        blocks: &[Block],
+        hidden: &Tensor,
+        visible: Option<&Visible>,
+    ) -> candle_core::Result<Tensor> {
+        if !runs_here(hidden) || !blocks.iter().all(Block::runs_on_rows) {
+            return blocks.iter().try_fold(hidden.clone(), |hidden, block| {
+                block.forward(&hidden, visible)
+            });
+        }
+        let shape = hidden.dims3()?;
+        let mut values = hidden.flatten_all()?.to_vec1::<f32>()?;
+        let kept = || self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = std::mem::take(&mut *kept());
+        for block in blocks {
+            block.run(&mut values, shape.0, visible, &mut buffers)?;
+        }
+        if buffers.bytes() <= MOST_KEPT {
+            *kept() = buffers;
+        }
+        Tensor::from_vec(values, shape, hidden.device())
+    }
 }

@@ -61,6 +61,8 @@ impl Int8Matrix {
 }
 
 impl PackedWeights for Int8Matrix {
+    const KERNEL_ROWS: usize = 8;
+
     type Rows<'x> = Rows;
 
     fn dims(&self) -> Dims {

@@ -15,12 +15,8 @@ use crate::config::Activation;
 use crate::kernels;
 use crate::tiles::tiles;
 
-/// Most rows that are multiplied at a time, and what their number is a multiple of: rten-gemm's kernels take 6 at a time in
-/// f32 and 8 in 8 bits on x86-64.
-const MOST_ROWS: usize = 48;
-const ROWS_STEP: usize = 8;
-/// Stretches of rows for each thread, so that they are shared out evenly.
-const STRETCHES_PER_THREAD: usize = 4;
+/// Most rows that are multiplied at a time.
+const MOST_ROWS: usize = 72;
 /// Most columns of a panel, which are multiplied at a time.
 const MOST_COLUMNS: usize = 384;
 /// Columns that the widest of rten-gemm's kernels takes at a time.
@@ -103,6 +99,9 @@ impl Finish<'_> {
 
 /// Weights `[inputs, outputs]` in panels, each of some columns.
 pub(crate) trait PackedWeights: Sync {
+    /// Rows that rten-gemm's kernel takes at a time on x86-64.
+    const KERNEL_ROWS: usize;
+
     /// Rows of inputs as the product reads them.
     type Rows<'x>: Send + Sync;
 
@@ -139,13 +138,20 @@ pub(crate) fn multiply<W: PackedWeights>(
     output: &mut [f32],
     finish: Finish,
 ) -> candle_core::Result<()> {
+    if x.is_empty() {
+        return Ok(());
+    }
     let Dims {
         inputs,
         outputs,
         columns,
         bytes,
     } = weights.dims();
-    let count = stretch(x.len() / inputs);
+    let count = stretch(
+        x.len() / inputs,
+        W::KERNEL_ROWS,
+        rayon::current_num_threads(),
+    );
     let stretches = x.par_chunks(count * inputs);
     if bytes > MOST_BYTES {
         let stretches = stretches.map(|x| weights.rows(x, norm));
@@ -179,11 +185,16 @@ pub(crate) fn multiply<W: PackedWeights>(
         })
 }
 
-/// How many of `rows` rows are multiplied at a time.
-fn stretch(rows: usize) -> usize {
-    let even = rows.div_ceil(STRETCHES_PER_THREAD * rayon::current_num_threads());
-    // To the nearest: of 257 rows on two threads, 32 at a time leave one over, 40 or 24 an uneven share.
-    ((even + ROWS_STEP / 2) / ROWS_STEP * ROWS_STEP).clamp(ROWS_STEP, MOST_ROWS)
+/// How many of `rows` rows are multiplied at a time: a multiple of `step`, so many that the busiest of `threads` threads has
+/// the fewest, and the more the better.
+fn stretch(rows: usize, step: usize, threads: usize) -> usize {
+    let busiest = |count: usize| {
+        let last = (rows - 1) % count + 1;
+        let (full, rest) = ((rows - 1) / count / threads, (rows - 1) / count % threads);
+        full * count + if rest == 0 { last } else { count }
+    };
+    let counts = (1..=MOST_ROWS / step).rev().map(|steps| steps * step);
+    counts.min_by_key(|count| busiest(*count)).unwrap_or(step)
 }
 
 /// Weights in f32.
@@ -202,6 +213,8 @@ impl F32Matrix {
 }
 
 impl PackedWeights for F32Matrix {
+    const KERNEL_ROWS: usize = 6;
+
     type Rows<'x> = Cow<'x, [f32]>;
 
     fn dims(&self) -> Dims {
@@ -301,6 +314,8 @@ mod tests {
     struct Places(Dims);
 
     impl PackedWeights for Places {
+        const KERNEL_ROWS: usize = 8;
+
         type Rows<'x> = &'x [f32];
 
         fn dims(&self) -> Dims {
@@ -365,10 +380,16 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_shared_out_evenly() {
-        for rows in 1..2000 {
-            let count = stretch(rows);
-            assert!(count.is_multiple_of(ROWS_STEP) && count <= MOST_ROWS);
+    fn stretches_are_shared_out_evenly() {
+        // The rows of one picture: 129 for one thread and 128 for the other, and 131 and 126.
+        assert_eq!(stretch(257, 8, 2), 64);
+        assert_eq!(stretch(257, 6, 2), 42);
+        assert_eq!(stretch(1, 8, 2), 72);
+        for rows in 1..600 {
+            for threads in [1, 2, 7, 64] {
+                let count = stretch(rows, 8, threads);
+                assert!(count.is_multiple_of(8) && (8..=MOST_ROWS).contains(&count));
+            }
         }
     }
 }

@@ -10,9 +10,8 @@
 //! in their own checkpoints by their names (`models/clip/modeling_clip.py`, `CLIPVisionModel`).
 
 use candle_core::{D, Tensor};
-use rayon::prelude::*;
 
-use crate::block::{self, Block, BlockConfig, Names};
+use crate::block::{BlockConfig, Blocks, Names};
 use crate::checkpoint::Weights;
 use crate::config::VisionConfig;
 use crate::linear::Linear;
@@ -24,7 +23,7 @@ use crate::{Error, Result, operations};
 #[derive(Debug)]
 pub struct VisionModel {
     embeddings: Embeddings,
-    layers: Vec<Block>,
+    layers: Blocks,
     post_layernorm: LayerNorm,
 }
 
@@ -43,10 +42,7 @@ impl VisionModel {
         let block = BlockConfig::from(config);
         Ok(Self {
             embeddings: Embeddings::load(weights, config, names)?,
-            layers: (0..config.num_hidden_layers)
-                .into_par_iter()
-                .map(|layer| Block::load(&layers.pp(layer), &block, names))
-                .collect::<Result<_>>()?,
+            layers: Blocks::load(&layers, config.num_hidden_layers, &block, names)?,
             post_layernorm: LayerNorm::load(
                 &weights.pp(names.tower().post_layernorm),
                 config.hidden_size,
@@ -80,12 +76,8 @@ impl VisionModel {
     /// # Errors
     /// There is no such block, `hidden` has another shape, or the device fails.
     pub fn block(&self, index: usize, hidden: &Tensor) -> Result<Tensor> {
-        let n = self.layers.len();
-        let block = self.layers.get(index).ok_or_else(|| {
-            candle_core::Error::Msg(format!("block {index} of a ViT that has {n}"))
-        })?;
         Ok(among_workers(hidden.device(), || {
-            block::run(std::slice::from_ref(block), hidden, None)
+            self.layers.forward_one(index, hidden)
         })?)
     }
 
@@ -94,7 +86,7 @@ impl VisionModel {
         among_workers(pixels.device(), || {
             let embeddings =
                 operations::timed("patch embedding", || self.embeddings.forward(pixels));
-            Ok(block::run(&self.layers, &embeddings?, None)?)
+            Ok(self.layers.forward(&embeddings?, None)?)
         })
     }
 }

@@ -1,11 +1,10 @@
 //! CLIP's text tower.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::config::ClipTextConfig;
 use crate::Result;
-use crate::block::{self, Block, BlockConfig, Names};
+use crate::block::{BlockConfig, Blocks, Names};
 use crate::checkpoint::Weights;
 use crate::embeddings::TokenEmbeddings;
 use crate::norm::LayerNorm;
@@ -14,7 +13,7 @@ use crate::norm::LayerNorm;
 #[derive(Debug)]
 pub(super) struct TextModel {
     embeddings: TokenEmbeddings,
-    layers: Vec<Block>,
+    layers: Blocks,
     final_layer_norm: LayerNorm,
     eos_token_id: i64,
 }
@@ -51,10 +50,7 @@ impl TextModel {
                 weights.get(token, &[config.vocab_size, width])?,
                 weights.get(position, &[config.max_position_embeddings, width])?,
             ),
-            layers: (0..config.num_hidden_layers)
-                .into_par_iter()
-                .map(|layer| Block::load(&layers.pp(layer), &block, names))
-                .collect::<Result<_>>()?,
+            layers: Blocks::load(&layers, config.num_hidden_layers, &block, names)?,
             final_layer_norm: LayerNorm::load(&weights.pp(norm), width, config.layer_norm_eps)?,
             eos_token_id: config.eos_token_id,
         })
@@ -67,7 +63,7 @@ impl TextModel {
         let hidden = self.embeddings.texts(texts)?;
         let (_, longest, width) = hidden.dims3()?;
         let causal = |_, row| 0..row + 1;
-        let hidden = block::run(&self.layers, &hidden, Some(&causal))?;
+        let hidden = self.layers.forward(&hidden, Some(&causal))?;
         let ends: Vec<u32> = texts
             .iter()
             .enumerate()
