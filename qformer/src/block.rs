@@ -4,7 +4,6 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{D, Tensor};
-use rayon::prelude::*;
 
 use crate::Result;
 use crate::attention::{Rows, Visible, attend_rows, attention_to};
@@ -14,6 +13,7 @@ use crate::linear::{Linear, runs_here};
 use crate::norm::LayerNorm;
 use crate::operations::{timed, timed_tensor};
 use crate::product::Residual;
+use crate::workers::load_layers;
 
 /// Sizes of a block.
 #[derive(Debug, Clone, Copy)]
@@ -284,10 +284,9 @@ impl Blocks {
         names: Names,
     ) -> Result<Self> {
         Ok(Self {
-            blocks: (0..count)
-                .into_par_iter()
-                .map(|index| Block::load(&weights.pp(index), config, names))
-                .collect::<Result<_>>()?,
+            blocks: load_layers(count, |index| {
+                Block::load(&weights.pp(index), config, names)
+            })?,
             buffers: Mutex::default(),
         })
     }

@@ -12,7 +12,6 @@
 //! whose tensor names are kept.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use crate::attention::{Visible, attention_to};
 use crate::checkpoint::Weights;
@@ -21,7 +20,7 @@ use crate::linear::Linear;
 use crate::mask::Mask;
 use crate::norm::LayerNorm;
 use crate::operations::timed_tensor;
-use crate::workers::among_workers;
+use crate::workers::{among_workers, load_layers};
 use crate::{Error, Result};
 
 /// `query_tokens` and `qformer.*` of a checkpoint.
@@ -108,10 +107,9 @@ impl QFormerModel {
         Ok(Self {
             queries,
             embeddings,
-            layers: (0..config.num_hidden_layers)
-                .into_par_iter()
-                .map(|layer| Layer::load(&layers.pp(layer), config, layer))
-                .collect::<Result<_>>()?,
+            layers: load_layers(config.num_hidden_layers, |layer| {
+                Layer::load(&layers.pp(layer), config, layer)
+            })?,
         })
     }
 

@@ -1,8 +1,29 @@
-//! On whose thread a forward pass runs.
+//! On whose threads layers are loaded, and a forward pass runs.
 
 use candle_core::Device;
+use rayon::prelude::*;
 
-use crate::{linear, operations};
+use crate::{Result, linear, operations};
+
+/// Loads `count` layers, shared out among rayon's threads.
+pub(crate) fn load_layers<T: Send>(
+    count: usize,
+    load: impl Fn(usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let by_candle = linear::is_by_candle();
+    let layers = (0..count).into_par_iter();
+    layers
+        .map(|index| like(by_candle, || load(index)))
+        .collect()
+}
+
+/// Runs `work` as the thread would that asks for it, which may be inside of [`linear::by_candle`].
+fn like<T>(by_candle: bool, work: impl FnOnce() -> T) -> T {
+    match by_candle {
+        true => linear::by_candle(work),
+        false => work(),
+    }
+}
 
 /// Runs `work` on a thread of rayon's where it computes on a CPU. A forward pass has some two hundred loops and products that
 /// are shared out among those threads. From another thread each of them would be handed over, and that thread woken at the
@@ -16,10 +37,7 @@ pub(crate) fn among_workers<T: Send>(device: &Device, work: impl FnOnce() -> T +
     let recorder = operations::replace_recorder(None);
     let (result, recorder) = rayon::scope(|_| {
         let before = operations::replace_recorder(recorder);
-        let result = match by_candle {
-            true => linear::by_candle(work),
-            false => work(),
-        };
+        let result = like(by_candle, work);
         (result, operations::replace_recorder(before))
     });
     operations::replace_recorder(recorder);
@@ -47,5 +65,13 @@ mod tests {
         assert_eq!(operations.len(), 1);
         assert!(!linear::is_by_candle());
         among_workers(&Device::Cpu, || assert!(!linear::is_by_candle()));
+    }
+
+    #[test]
+    fn layers_are_loaded_as_the_caller_would() {
+        let load = |_| Ok(linear::is_by_candle());
+        let inside = linear::by_candle(|| load_layers(100, load)).unwrap();
+        assert_eq!(inside, [true; 100]);
+        assert_eq!(load_layers(100, load).unwrap(), [false; 100]);
     }
 }

@@ -1,7 +1,6 @@
 //! BLIP's text models: one BERT as encoder and, with a head, as decoder.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::config::BlipTextConfig;
 use crate::Result;
@@ -11,6 +10,7 @@ use crate::embeddings::TokenEmbeddings;
 use crate::generate::Step;
 use crate::linear::Linear;
 use crate::norm::LayerNorm;
+use crate::workers::load_layers;
 
 /// `BlipTextModel`, without its pooler.
 #[derive(Debug)]
@@ -41,10 +41,9 @@ impl TextModel {
                 rows("position_embeddings.weight", config.max_position_embeddings)?,
             ),
             layer_norm: LayerNorm::load(&embeddings.pp("LayerNorm"), width, config.layer_norm_eps)?,
-            layers: (0..config.num_hidden_layers)
-                .into_par_iter()
-                .map(|index| Layer::load(&layers.pp(index), &layer))
-                .collect::<Result<_>>()?,
+            layers: load_layers(config.num_hidden_layers, |index| {
+                Layer::load(&layers.pp(index), &layer)
+            })?,
         })
     }
 
