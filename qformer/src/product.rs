@@ -147,13 +147,15 @@ pub(crate) fn multiply<W: PackedWeights>(
         columns,
         bytes,
     } = weights.dims();
-    let count = stretch(
-        x.len() / inputs,
-        W::KERNEL_ROWS,
-        rayon::current_num_threads(),
-    );
+    let by_panel = bytes > MOST_BYTES;
+    // Threads that are to share rows, where those of different panels are not multiplied at the same time anyhow.
+    let threads = match rayon::current_num_threads() {
+        threads if by_panel => threads.div_ceil(outputs.div_ceil(columns)),
+        threads => threads,
+    };
+    let count = stretch(x.len() / inputs, W::KERNEL_ROWS, threads);
     let stretches = x.par_chunks(count * inputs);
-    if bytes > MOST_BYTES {
+    if by_panel {
         let stretches = stretches.map(|x| weights.rows(x, norm));
         let stretches = stretches.collect::<candle_core::Result<Vec<_>>>()?;
         let tiles = tiles(output, outputs, count, columns).into_par_iter();
