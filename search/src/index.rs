@@ -134,8 +134,17 @@ impl Index {
             let mut rows = keys.zip(features.chunks_exact(dimensions));
             rows.try_for_each(|(key, row)| self.vectors.add(key as u64, row))
         };
-        (pictures.par_iter().enumerate())
-            .try_for_each(add)
+        // The first vectors one after the other: added at the same time they do not see each other, and the graph may never
+        // lead to one of them.
+        let alone = EXPANSION_ADD.saturating_sub(first * rows).div_ceil(rows);
+        let (alone, others) = pictures.split_at(alone.min(pictures.len()));
+        (alone.iter().enumerate().try_for_each(add))
+            .and_then(|()| {
+                let others = others.par_iter().enumerate();
+                others
+                    .map(|(n, picture)| (alone.len() + n, picture))
+                    .try_for_each(add)
+            })
             .map_err(Error::library)?;
         let names = pictures.into_iter().map(|(name, _)| name);
         self.contents.names.extend(names);
@@ -165,6 +174,10 @@ impl Index {
     /// `query` has another shape, or memory is short.
     pub fn search(&self, query: &[f32], k: usize) -> Result<Vec<Hit>> {
         self.check_query(query)?;
+        // Of so few a search may look at all, whether the graph leads to them or not.
+        if self.vectors.size() <= EXPANSION_SEARCH {
+            return self.best(query, 0..self.len(), k);
+        }
         let mut found = BTreeSet::new();
         for row in query.chunks_exact(self.about().dimensions) {
             found.extend(self.nearest(row, k)?);

@@ -273,7 +273,7 @@ fn bench_measures_a_part_alone() {
 
 #[test]
 fn bench_tells_where_the_time_goes() {
-    for (kind, has_numbers) in [("f32", false), ("int8", true)] {
+    for kind in ["f32", "int8"] {
         let found = json(
             qbridge(["bench", "--operations", "--json", "--repeat", "2"])
                 .args(["--batch", "2", "--warm-up", "0", "--vision", kind])
@@ -292,14 +292,13 @@ fn bench_tells_where_the_time_goes() {
         };
         // The demo's ViT has ten blocks, its Q-Former two layers that attend to themselves and to the picture.
         assert_eq!(calls(vit, "MLP: fc1"), Some(10), "{vit}");
-        assert_eq!(calls(vit, "LayerNorm"), Some(21), "{vit}");
+        // Those of the blocks count with the products that they come before.
+        assert_eq!(calls(vit, "LayerNorm"), Some(1), "{vit}");
         assert_eq!(
             calls(qformer, "attention: keys, values"),
             Some(8),
             "{qformer}"
         );
-        let numbers = calls(vit, "8 bits: rows to numbers");
-        assert_eq!(numbers.is_some(), has_numbers, "{vit}");
         for part in [vit, qformer] {
             let rows = part["operations"].as_array().unwrap();
             let sum: f64 = rows.iter().map(|row| row["share"].as_f64().unwrap()).sum();
