@@ -9,10 +9,10 @@ use crate::Result;
 use crate::attention::{Rows, Visible, attend_rows, attention_to};
 use crate::checkpoint::Weights;
 use crate::config::{Activation, VisionConfig};
-use crate::linear::{Linear, runs_here};
+use crate::linear::{Linear, Packed, runs_here};
 use crate::norm::LayerNorm;
 use crate::operations::{timed, timed_tensor};
-use crate::product::Residual;
+use crate::product::{Norm, Residual};
 use crate::workers::load_layers;
 
 /// Sizes of a block.
@@ -180,23 +180,26 @@ impl Block {
         timed_tensor(FC2, || self.fc2.forward_add(&inner, &hidden))
     }
 
-    /// [`Block::forward`] in place and in this crate's own CPU code: `hidden` is
+    /// [`Block::forward`] in place and in this crate's own CPU code: `hidden` is of `shape`
     /// `[batch, rows, width]`.
     fn run(
         &self,
         hidden: &mut [f32],
-        batch: usize,
+        shape: (usize, usize, usize),
         visible: Option<&Visible>,
         buffers: &mut Buffers,
     ) -> candle_core::Result<()> {
-        let (Some(norm1), Some(norm2)) = (self.norm1.rows(), self.norm2.rows()) else {
+        let (Some([norm1, norm2]), Some([qkv_layer, projection, fc1, fc2])) = self.on_rows() else {
             candle_core::bail!("a block that computes by candle's operations");
         };
-        let width = norm1.weight.len();
-        let rows = hidden.len() / (batch * width);
+        let (batch, rows, width) = shape;
+        if width != norm1.weight.len() || hidden.is_empty() {
+            let expected = norm1.weight.len();
+            candle_core::bail!("rows of {expected} values expected, found shape {shape:?}");
+        }
         let (qkv, mixed, inner) = buffers.sized(batch * rows, width, self.inner);
         timed(QKV, || {
-            self.qkv.run(hidden, Some(norm1), qkv, None, Residual::None)
+            qkv_layer.run(hidden, Some(norm1), qkv, None, Residual::None)
         })?;
         let part = |index: usize| Rows {
             values: &qkv[index * width..],
@@ -208,22 +211,24 @@ impl Block {
         };
         attend_rows([part(0), part(1), part(2)], self.heads, visible, mixed)?;
         timed(PROJECTION, || {
-            self.projection
-                .run(mixed, None, hidden, None, Residual::Output)
+            projection.run(mixed, None, hidden, None, Residual::Output)
         })?;
         let activation = Some(self.activation);
         timed(FC1, || {
-            self.fc1
-                .run(hidden, Some(norm2), inner, activation, Residual::None)
+            fc1.run(hidden, Some(norm2), inner, activation, Residual::None)
         })?;
-        timed(FC2, || {
-            self.fc2.run(inner, None, hidden, None, Residual::Output)
-        })
+        timed(FC2, || fc2.run(inner, None, hidden, None, Residual::Output))
     }
 
-    fn runs_on_rows(&self) -> bool {
-        let layers = [&self.qkv, &self.projection, &self.fc1, &self.fc2];
-        layers.iter().all(|layer| layer.runs_on_rows()) && self.norm1.rows().is_some()
+    /// Its norms and its layers on rows in memory, each where this crate's own CPU code is to be had.
+    fn on_rows(&self) -> (Option<[Norm<'_>; 2]>, Option<[&Packed; 4]>) {
+        let norms = (self.norm1.rows()).zip(self.norm2.rows());
+        let first = (self.qkv.rows()).zip(self.projection.rows());
+        let layers = first.zip((self.fc1.rows()).zip(self.fc2.rows()));
+        (
+            norms.map(|(first, second)| [first, second]),
+            layers.map(|((qkv, projection), (fc1, fc2))| [qkv, projection, fc1, fc2]),
+        )
     }
 }
 
@@ -315,7 +320,8 @@ impl Blocks {
         hidden: &Tensor,
         visible: Option<&Visible>,
     ) -> candle_core::Result<Tensor> {
-        if !runs_here(hidden) || !blocks.iter().all(Block::runs_on_rows) {
+        let on_rows = |block: &Block| matches!(block.on_rows(), (Some(_), Some(_)));
+        if !runs_here(hidden) || !blocks.iter().all(on_rows) {
             return blocks.iter().try_fold(hidden.clone(), |hidden, block| {
                 block.forward(&hidden, visible)
             });
@@ -325,7 +331,7 @@ impl Blocks {
         let kept = || self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffers = std::mem::take(&mut *kept());
         for block in blocks {
-            block.run(&mut values, shape.0, visible, &mut buffers)?;
+            block.run(&mut values, shape, visible, &mut buffers)?;
         }
         if buffers.bytes() <= MOST_KEPT {
             *kept() = buffers;

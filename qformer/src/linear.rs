@@ -60,7 +60,8 @@ enum Kind {
     },
 }
 
-struct Packed {
+/// A layer whose weights are packed.
+pub(crate) struct Packed {
     weight_t: Matrix,
     bias: Option<Vec<f32>>,
 }
@@ -80,7 +81,8 @@ impl Packed {
         (dims.inputs, dims.outputs)
     }
 
-    fn run(
+    /// `x` `[rows, inputs]`, after `norm`, to `output` `[rows, outputs]`.
+    pub fn run(
         &self,
         x: &[f32],
         norm: Option<Norm>,
@@ -208,25 +210,11 @@ impl Linear {
         Ok(Self { kind })
     }
 
-    /// Whether [`Linear::run`] can.
-    pub fn runs_on_rows(&self) -> bool {
-        matches!(self.kind, Kind::Packed(_))
-    }
-
-    /// `x` `[rows, inputs]`, after `norm`, to `output` `[rows, outputs]`, in this crate's own CPU code.
-    pub fn run(
-        &self,
-        x: &[f32],
-        norm: Option<Norm>,
-        output: &mut [f32],
-        activation: Option<Activation>,
-        residual: Residual,
-    ) -> candle_core::Result<()> {
+    /// This layer on rows in memory, where this crate's own CPU code is to be had.
+    pub fn rows(&self) -> Option<&Packed> {
         match &self.kind {
-            Kind::Packed(packed) => packed.run(x, norm, output, activation, residual),
-            Kind::Dense { .. } => {
-                candle_core::bail!("a layer that computes by candle's operations")
-            }
+            Kind::Packed(packed) => Some(packed),
+            Kind::Dense { .. } => None,
         }
     }
 

@@ -59,6 +59,33 @@ fn equals_transformers(name: &str) {
 }
 
 #[test]
+fn a_block_refuses_rows_of_another_width() {
+    let golden = read("shallow");
+    let dir = golden.checkpoint_dir();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let encoder = golden.load(&checkpoint, DType::F32).unwrap();
+    let vision = encoder.encode(&golden.pixels()).unwrap().vision;
+    let width = vision.dims()[2];
+    let block = |rows, width| {
+        let hidden = Tensor::zeros((1, rows, width), DType::F32, &Device::Cpu).unwrap();
+        encoder.vision().block(0, &hidden)
+    };
+    assert!(block(3, width).is_ok());
+    for (rows, width) in [(3, width + 1), (3, 1), (0, width)] {
+        assert!(block(rows, width).is_err(), "{rows} {width}");
+    }
+    assert!(
+        encoder
+            .vision()
+            .block(
+                1000,
+                &Tensor::zeros((1, 3, width), DType::F32, &Device::Cpu).unwrap()
+            )
+            .is_err()
+    );
+}
+
+#[test]
 fn a_shallow_model_equals_transformers() {
     equals_transformers("shallow");
 }
