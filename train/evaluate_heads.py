@@ -73,7 +73,7 @@ def bootstrap(qbridge: list[str], pictures: dict[str, Scene], rng: random.Random
     found = sum("web" in dropped[name] for name in swapped)
     lost = sum("web" in dropped[name] for name in pictures if name not in set(swapped))
     fresh = [(row["image"], text["text"]) for row in read_lines(out) for text in row["texts"] if text["source"] == "synthetic"]
-    right = sum(text == plain(pictures[image].names) for image, text in fresh)
+    right = sum(text == plain(pictures[image].names).lower() for image, text in fresh)
     return {
         "swapped captions that are dropped": f"{found} of {len(swapped)}",
         "good captions that are dropped": f"{lost} of {len(pictures) - len(swapped)}",
@@ -125,8 +125,12 @@ def main() -> None:
         print(f"area under the ROC curve, {kind}: {value:.3f}")
     out = work / "captions.jsonl"
     run(qbridge, "caption", *pictures, "--out", out)
-    right = [row["caption"] == plain(pictures[Path(row["image"]).name].names) for row in read_lines(out)]
-    print(f"captions right word for word: {sum(right)} of {len(right)}")
+    right: dict[str, list[bool]] = {}
+    for row in read_lines(out):
+        scene = pictures[Path(row["image"]).name]
+        right.setdefault(scene.layout, []).append(row["caption"] == plain(scene.names).lower())
+    for layout, found in right.items():
+        print(f"captions right word for word, {layout}: {sum(found)} of {len(found)}")
     for kind, value in bootstrap(qbridge, pictures, rng, work).items():
         print(f"{kind}: {value}")
 

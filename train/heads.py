@@ -124,11 +124,25 @@ class Heads(nn.Module):
         rows = self.qformer.layernorm(embedded)
         return self._behind_layers(rows, together(ids, causal), QUERIES, self._repeated(looked, len(ids)))
 
-    def met_in_last(self, queries: Tensor, texts: Tensor, ids: Tensor, looked: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The last rows as `joint` has them, not causal, of rows that have not met before the last layer."""
-        number = len(self.qformer.encoder.layer) - 1
-        rows = torch.cat([queries.repeat(len(texts) // len(queries), 1, 1), texts], 1)
-        return self._behind_layers(rows, together(ids, False), QUERIES, self._repeated(looked, len(ids)), first=number)[-1]
+    def looks_across(self, behind: list[Tensor], ids: Tensor) -> Tensor:
+        """[layers]: by how much queries and text look at each other where everything sees everything: minus the logarithm of
+        what a row's attention leaves to its own side, on average. `behind` is what `joint` gives, of as many layers as are asked for.
+
+        Its slope does not vanish where all attention goes to the other side, as that of the rows themselves does."""
+        embedded = self.embeddings(input_ids=ids, query_embeds=self.query_tokens.expand(len(ids), -1, -1))
+        before = [self.qformer.layernorm(embedded), *behind[:-1]]
+        is_there = torch.cat([ids.new_ones(len(ids), QUERIES), ids], 1) != PAD
+        is_text = torch.arange(is_there.shape[1], device=ids.device) >= QUERIES
+        found = []
+        for rows, layer in zip(before, self.qformer.encoder.layer):
+            shared = layer.attention.attention
+            asked, keys = split(shared, shared.query(rows)), split(shared, shared.key(rows))
+            scores = (asked @ keys.transpose(2, 3)).float() / asked.shape[-1] ** 0.5
+            scores = scores.masked_fill(~is_there[:, None, None], -torch.inf)
+            own = scores.masked_fill(is_text != is_text[:, None], -torch.inf)
+            across = (scores.logsumexp(3) - own.logsumexp(3)).mean(1)
+            found.append((across[:, :QUERIES].mean() + across[:, QUERIES:][ids != PAD].mean()) / 2)
+        return torch.stack(found)
 
     @staticmethod
     def _repeated(looked: list[tuple[Tensor, Tensor]], count: int) -> list[tuple[Tensor, ...]]:
@@ -148,10 +162,10 @@ class Heads(nn.Module):
         rows = self.qformer.layernorm(self.query_tokens).expand(len(looked[0][0]), -1, -1)
         return self._behind_layers(rows, None, QUERIES, looked)
 
-    def _behind_layers(self, rows: Tensor, mask: Tensor | None, queries: int, looked: list | None = None, seen: list[Tensor] | None = None, first: int = 0) -> list[Tensor]:
-        """Both branches as Blip2QFormerModel has them, from layer `first` on: the first `queries` rows look at the picture."""
+    def _behind_layers(self, rows: Tensor, mask: Tensor | None, queries: int, looked: list | None = None, seen: list[Tensor] | None = None) -> list[Tensor]:
+        """Both branches as Blip2QFormerModel has them: the first `queries` rows look at the picture."""
         found = []
-        for number, layer in enumerate(self.qformer.encoder.layer[first:], first):
+        for number, layer in enumerate(self.qformer.encoder.layer):
             keys = rows if seen is None else torch.cat([seen[number].to(rows.dtype), rows], 1)
             shared = layer.attention.attention
             attended = attend(shared, rows, split(shared, shared.key(keys)), split(shared, shared.value(keys)), mask)

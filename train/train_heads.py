@@ -8,18 +8,18 @@ for each picture that is near by ITC, or wrong in one detail (ITM). All losses h
 blip2_qformer.py).
 
 The query branch begins as that of the trained bridge, demo/bridge.safetensors, and knows what there is to see. So there are
-five parts, each for so many minutes:
+six parts, each for so many minutes:
 
 1. "text" leaves the query branch as it is, computes its rows once for each picture, and teaches the text branch to meet
    them there, by ITC and ITG; a step costs a tenth of a whole one. Words begin as what the queries say of pictures of them.
 2. "both" trains everything by ITC and ITG, which come from one pass, since queries do not see captions.
 3. "deeper" brings ITM, and with it a third layer, which begins by adding nothing: in two, words can meet what the queries
    saw only in the last, half of which they have not seen by then.
-4. "compare" adds a fourth and trains that and the heads alone. It begins with an attention that compares as ITC does. For ITM
-   its rows are those of pictures and texts that have not met before it: after the third part rows that had met knew how many
-   things there are and nothing of names.
-5. "match" trains everything, ITM on rows that meet in all layers, and keeps those before the last near to what they are when
-   they have not met: what ITC compares is still there to compare.
+4. "apart" leaves ITM out and teaches queries and text to leave each other alone where everything sees everything: after the third
+   part, text that had met queries was a copy of them, and nothing was left to compare.
+5. "compare" adds a fourth layer and trains that and the heads alone, by all three. It begins with an attention that compares as
+   ITC does.
+6. "match" trains everything by all three, and holds the two sides apart before the last layer.
 
 The last weights, averaged over steps, are written to RUN/heads.safetensors, the words to RUN/vocab.txt.
 """
@@ -49,15 +49,16 @@ BATCH, RATE = 48, 5e-4
 """The same of the second."""
 ALL_BATCH, ALL_RATE = 32, 5e-4
 """And of the others."""
-KEEP_WEIGHT = 1.0
-"""What a squared distance of 1 from rows that have not met costs, in the last part."""
+APART_WEIGHT = 0.3
+"""Of how much queries and text look at each other before the last layer of ITM."""
 WRONG = ("detail", "near", "any")
-"""Kinds of wrong captions for ITM, each as often: wrong in one detail, of another picture that is near by ITC, of any other."""
+"""Kinds of wrong captions for ITM, each as often: wrong in one detail; near by ITC, of other pictures of the batch and of all things
+alone; of any other picture of the batch."""
 LABEL_SMOOTHING = 0.1
 NAME_ROW = 1
 """The row of the bridge that names the first thing (rows.py)."""
 BELOW = ("query_tokens", "embeddings.", "qformer.")
-"""What the fourth part leaves as it is, but for the layer that it adds."""
+"""What the fifth part leaves as it is, but for the layer that it adds."""
 SHARED = ("query_tokens", "vision_model", "attention.", "_query.", "qformer.layernorm")
 """Parts of the names of what the query branch is made of."""
 
@@ -72,6 +73,7 @@ class Options:
     text_minutes: float
     both_minutes: float
     deeper_minutes: float
+    apart_minutes: float
     compare_minutes: float
     match_minutes: float
     go_on: bool
@@ -79,6 +81,7 @@ class Options:
     without_style: str | None
     threads: int
     device: str
+    float32: bool
 
 
 class Trainer:
@@ -87,6 +90,7 @@ class Trainer:
         self.names, taken_for = read_names(options.data)
         torch.manual_seed(0)
         self.random = random.Random(0)
+        self.alone = [name.text for name in self.names]
         self.tokens = Tokens(vocabulary(self.names))
         self.heads = Heads(self.tokens.begin + 1, LAYERS + 1 if options.go_on else LAYERS)
         if options.go_on:
@@ -108,12 +112,16 @@ class Trainer:
             self._train("both", list(self.heads.parameters()), self.options.both_minutes, BATCH, RATE, self._loss)
             self._deepen()
             self._train("deeper", list(self.heads.parameters()), self.options.deeper_minutes, ALL_BATCH, ALL_RATE, lambda count: self._loss(count, self._match))
+        self._train("apart", list(self.heads.parameters()), self.options.apart_minutes, ALL_BATCH, ALL_RATE, lambda count: self._loss(count, self._apart))
         self._deepen()
         below = [p for name, p in self.heads.named_parameters() if name.startswith(BELOW) and f".{LAYERS + 1}." not in name]
-        for part, minutes, match in (("compare", self.options.compare_minutes, self._compare), ("match", self.options.match_minutes, self._keep)):
+        for part, minutes, match in (("compare", self.options.compare_minutes, self._match), ("match", self.options.match_minutes, self._keep)):
             for parameter in below:
                 parameter.requires_grad_(part == "match")
             self._train(part, list(self.heads.parameters()), minutes, ALL_BATCH, ALL_RATE, lambda count, match=match: self._loss(count, match))
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=not self.options.float32)
 
     def _deepen(self) -> None:
         self.heads = self.heads.deepened().to(self.device).train()
@@ -161,7 +169,7 @@ class Trainer:
         places = self.pictures.plain + self.pictures.parts
         for start in range(0, len(places), BATCH):
             features, scenes = self.pictures.get(places[start : start + BATCH])
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            with self._precision():
                 looked = self.heads.looked_at(self.pictures.changed(features).to(self.device))
                 rows = torch.stack(self.heads.query_rows(looked), 1)
             found += zip(rows.half(), scenes)
@@ -186,7 +194,7 @@ class Trainer:
         captions = [self.captioning.true(scene) for scene in scenes]
         behind = torch.stack([row for row, _ in chosen]).float()
         before = self.heads.qformer.layernorm(self.heads.query_tokens).detach().expand(count, -1, -1)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with self._precision():
             ids = self.tokens(captions[: round(SPOKEN_SHARE * count)], self.tokens.begin).to(self.device)
             spoken = self.heads.text_branch(ids, [before[: len(ids)], *behind[: len(ids)].unbind(1)])[-1]
             spoken = self.heads.caption_logits(spoken[:, :-1])
@@ -198,49 +206,54 @@ class Trainer:
         """ITC and ITG, and what `match` adds."""
         features, scenes = self.pictures.batch(count)
         captions = [self.captioning.true(scene) for scene in scenes]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with self._precision():
             looked = self.heads.looked_at(features.to(self.device))
             ids = self.tokens(captions, self.tokens.begin).to(self.device)
             joint = self.heads.joint(looked, ids, causal=True)
             spoken = self.heads.caption_logits(joint[-1][:, QUERIES:-1])
             texts = self.heads.text_features(self.tokens(captions).to(self.device))
             seen = self.heads.picture_features(joint[-1][:, :QUERIES])
-            likeness = self._likeness(seen, texts)
-            loss = self._contrast(likeness, scenes) + self._caption(spoken, ids)
+            loss = self._contrast(self._likeness(seen, texts), scenes) + self._caption(spoken, ids)
             if match:
-                wrong = self._wrong_captions(scenes, captions, likeness.detach())
-                loss = loss + match(looked, joint[-2][:, :QUERIES], self.tokens(captions + wrong).to(self.device))
+                wrong = self._wrong_captions(scenes, captions, seen, texts)
+                loss = loss + match(looked, self.tokens(captions + wrong).to(self.device))
         return loss
 
-    def _wrong_captions(self, scenes: list[Scene], captions: list[str], likeness: Tensor) -> list[str]:
+    @torch.no_grad()
+    def _wrong_captions(self, scenes: list[Scene], captions: list[str], seen: Tensor, texts: Tensor) -> list[str]:
+        every = [plain([name]) for name in self.alone]
+        likeness = self._likeness(seen, torch.cat([texts, self.heads.text_features(self.tokens(every).to(self.device))]))
         # A caption of some of the things that are there is not wrong.
-        inside = torch.tensor([[set(b.names) <= set(a.names) for b in scenes] for a in scenes], device=self.device)
-        scores = likeness * self.heads.inverse_temperature.detach().exp()
-        near, other = (torch.multinomial(chance.masked_fill(inside, -1e4).softmax(1), 1)[:, 0].tolist() for chance in (scores, 0 * scores))
+        said = [set(scene.names) for scene in scenes] + [{name} for name in self.alone]
+        inside = torch.tensor([[names <= set(scene.names) for names in said] for scene in scenes], device=self.device)
+        scores = likeness * self.heads.inverse_temperature.exp()
+        others = (0 * scores)[:, : len(scenes)]
+        near, other = (torch.multinomial(chance.masked_fill(inside[:, : chance.shape[1]], -1e4).softmax(1), 1)[:, 0].tolist() for chance in (scores, others))
         wrong = []
         for n, scene in enumerate(scenes):
             found = {"near": near[n], "any": other[n]}.get(self.random.choice(WRONG))
-            wrong.append(self.captioning.false(scene) if found is None or inside[n, found] else captions[found])
+            wrong.append(self.captioning.false(scene) if found is None or inside[n, found] else (captions + every)[found])
         return wrong
 
-    def _match(self, looked: list, _: Tensor, ids: Tensor) -> Tensor:
+    def _match(self, looked: list, ids: Tensor) -> Tensor:
         """ITM; the first half of `ids` are the pictures' own captions, the other wrong ones."""
         return self._match_loss(self.heads.joint(looked, ids, causal=False)[-1])
 
-    def _compare(self, looked: list, queries: Tensor, ids: Tensor) -> Tensor:
-        """ITM of rows that meet in the last layer alone, `queries` being those before it."""
-        return self._match_loss(self.heads.met_in_last(queries, self.heads.text_branch(ids)[-2], ids, looked))
+    def _apart(self, looked: list, ids: Tensor) -> Tensor:
+        """How much sides look at each other, of each picture with one of its two captions."""
+        pictures = torch.arange(len(ids) // 2, device=ids.device)
+        ids = ids.unflatten(0, (2, -1))[pictures % 2, pictures]
+        return self._across(self.heads.joint(looked, ids, causal=False), ids)
 
-    def _keep(self, looked: list, queries: Tensor, ids: Tensor) -> Tensor:
-        """ITM, and how far rows go before the last layer from what they are when they have not met."""
+    def _keep(self, looked: list, ids: Tensor) -> Tensor:
+        """ITM, and how much sides look at each other before the last layer."""
         joint = self.heads.joint(looked, ids, causal=False)
-        with torch.no_grad():
-            texts = self.heads.text_branch(ids)[-2]
-        apart = torch.cat([queries.detach().repeat(2, 1, 1), texts], 1)
-        is_there = torch.cat([ids.new_ones(len(ids), QUERIES), ids], 1) != PAD
-        moved = F.mse_loss(joint[-2][is_there].float(), apart[is_there].float())
-        self.tally.add(moved=moved.item())
-        return self._match_loss(joint[-1]) + KEEP_WEIGHT * moved
+        return self._match_loss(joint[-1]) + self._across(joint[:-1], ids)
+
+    def _across(self, joint: list[Tensor], ids: Tensor) -> Tensor:
+        across = self.heads.looks_across(joint, ids)
+        self.tally.add(**{f"across{n}": value.item() for n, value in enumerate(across, 1)})
+        return APART_WEIGHT * across.mean()
 
     def _match_loss(self, rows: Tensor) -> Tensor:
         logits = self.heads.match_logits(rows)
@@ -281,13 +294,15 @@ def main() -> None:
     parser.add_argument("--text-minutes", type=float, default=12, help="of the first part, after the query rows")
     parser.add_argument("--both-minutes", type=float, default=18, help="of the second")
     parser.add_argument("--deeper-minutes", type=float, default=24, help="of the third")
-    parser.add_argument("--compare-minutes", type=float, default=6, help="of the fourth")
-    parser.add_argument("--match-minutes", type=float, default=24, help="of the fifth")
-    parser.add_argument("--go-on", action="store_true", help="the last two alone, from what the third left in OUT")
+    parser.add_argument("--apart-minutes", type=float, default=10, help="of the fourth")
+    parser.add_argument("--compare-minutes", type=float, default=5, help="of the fifth")
+    parser.add_argument("--match-minutes", type=float, default=48, help="of the sixth")
+    parser.add_argument("--go-on", action="store_true", help="the last three alone, from what the third left in OUT")
     parser.add_argument("--batch-scale", type=int, default=1, help="multiply the batches, for a GPU")
     parser.add_argument("--without-style", help="leave this training style out, to choose settings by")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads on a CPU")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--float32", action="store_true", help="not bfloat16: some CPUs have products of f32 that are faster")
     options = Options(**vars(parser.parse_args()))
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
