@@ -66,7 +66,7 @@ pub fn qbridge_path() -> PathBuf {
     );
     assert!(
         path.exists(),
-        "{} is not there: run `make e2e`, which builds it first",
+        "{} is not there: run `make test`, which builds it first",
         path.display()
     );
     path
@@ -119,14 +119,14 @@ pub fn one_line_error(command: &mut Command) -> String {
     stderr.trim_end().to_owned()
 }
 
-/// The demo bundle, as `make e2e` makes it.
+/// The demo bundle, as `make test` makes it.
 ///
 /// # Panics
 /// `QBRIDGE_DEMO_BUNDLE` does not name it.
 pub fn demo_bundle() -> PathBuf {
     std::env::var_os("QBRIDGE_DEMO_BUNDLE")
         .map(PathBuf::from)
-        .expect("QBRIDGE_DEMO_BUNDLE is not set: run `make e2e`, which makes the demo bundle first")
+        .expect("QBRIDGE_DEMO_BUNDLE is not set: run `make test`, which makes the demo bundle first")
 }
 
 /// The demo bundle with a chat template of `golden/chat_templates` in place of its own,
