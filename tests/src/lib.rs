@@ -126,7 +126,9 @@ pub fn one_line_error(command: &mut Command) -> String {
 pub fn demo_bundle() -> PathBuf {
     std::env::var_os("QBRIDGE_DEMO_BUNDLE")
         .map(PathBuf::from)
-        .expect("QBRIDGE_DEMO_BUNDLE is not set: run `make test`, which makes the demo bundle first")
+        .expect(
+            "QBRIDGE_DEMO_BUNDLE is not set: run `make test`, which makes the demo bundle first",
+        )
 }
 
 /// The demo bundle with a chat template of `golden/chat_templates` in place of its own,
