@@ -134,7 +134,7 @@ fn mixed_requests_leave_nothing_behind() {
         &["--cache-type", "f32", "--image-cache", "1"],
     );
     let pid = server.pid().to_string();
-    let out = run(python("soak.py").args([&server.url, MODEL, &pid, "300", "8"]));
+    let out = run(python("soak.py").args([&server.url, MODEL, &pid, "600", "8"]));
     let report: Value = serde_json::from_str(&out).unwrap();
     assert!(report["requests"]["left"].as_u64() > Some(10), "{report}");
     assert!(report["requests"]["broken"].as_u64() > Some(10), "{report}");
