@@ -1,33 +1,36 @@
-//! Products with weights that are laid out once, at load, as the machine's vector instructions read them, in f32
-//! ([`float`]) or in 8 bits ([`crate::int8`]).
+//! Products with weights that are laid out once, at load, as the machine's matrix product reads them (`rten-gemm`: on
+//! AVX-512 twice as fast as candle's product), in f32 or in 8 bits.
 //!
-//! A thread takes a block of rows and some panels of columns: a panel's weights are read from memory once a block, and the
-//! block's rows stay in the core's L2 from one panel to the next. What comes before a product (LayerNorm, rounding to 8
-//! bits) is done as rows are laid out, what follows it (bias, activation, residual) while a tile is still in L1.
+//! What comes before a product (LayerNorm, rounding to 8 bits) and what follows it (bias, activation, residual) is done a
+//! few rows at a time by the thread that multiplies them, while they are in its core's cache.
 
-use std::ops::Range;
+use std::borrow::Cow;
+use std::cell::Cell;
 
-use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
+use rten_tensor::{Matrix, NdTensorView};
 
 use crate::config::Activation;
 use crate::kernels;
-use crate::tiles::{Tile, tiles};
+use crate::tiles::tiles;
 
-pub(crate) mod float;
-pub(crate) mod packed;
-pub(crate) mod vnni;
+/// Most rows that are multiplied at a time.
+const MOST_ROWS: usize = 72;
+/// Most columns of a panel, which are multiplied at a time.
+const MOST_COLUMNS: usize = 384;
+/// Columns that the widest of rten-gemm's kernels takes at a time.
+const COLUMNS_STEP: usize = 32;
+/// Weights of a panel, in bytes, that stay in a core's L2 from one stretch of rows to the next.
+const PANEL_BYTES: usize = 768 << 10;
+/// Up to so many bytes of weights, each stretch of rows is multiplied with all of them; more of them would be read anew
+/// from beyond L2 for each.
+const MOST_BYTES: usize = 3 << 20;
 
-/// Most columns of a panel.
-const MOST_COLUMNS: usize = 128;
-/// Most rows of a block.
-const MOST_ROWS: usize = 280;
-/// Rows of a block that are enough for all weights to be read for it.
-const FEWEST_ROWS: usize = 56;
-/// Blocks for each thread where there are rows enough, so that they are shared out evenly.
-const BLOCKS_PER_THREAD: usize = 2;
-/// Where there are fewer rows, parts of the columns for each thread.
-const PARTS_PER_THREAD: usize = 4;
+thread_local! {
+    /// Kept: making it asks the processor what it can, which takes long on virtual machines.
+    static GEMM: GemmExecutor<f32> = GemmExecutor::new();
+}
 
 /// LayerNorm of rows of `weight.len()` values.
 #[derive(Clone, Copy)]
@@ -65,111 +68,54 @@ pub(crate) struct Finish<'a> {
     pub residual: Residual<'a>,
 }
 
-/// Finishes some rows and columns of a product into their place in the output.
-struct FinishPart<'a, 'b> {
-    finish: &'a Finish<'a>,
-    part: Part<'a>,
-    /// The part of each row of the output that begins with these columns.
-    output: &'a mut [&'b mut [f32]],
-    /// Where the columns are in these.
-    offset: usize,
-    /// The first row and column in the output, and how many columns that has.
-    row: usize,
-    column: usize,
-    outputs: usize,
-}
-
-impl WithSimd for FinishPart<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        match self.finish.activation {
-            Some(Activation::Gelu) => self.run(kernels::gelu),
-            Some(Activation::QuickGelu) => self.run(kernels::quick_gelu),
-            None => self.run(|x| x),
+impl Finish<'_> {
+    /// Finishes `values`, which begin at `column` of the row `row` of a product with rows of `outputs` values.
+    fn run(
+        &self,
+        values: &mut [f32],
+        row: usize,
+        column: usize,
+        outputs: usize,
+        output: &mut [f32],
+    ) {
+        if let Some(bias) = self.bias {
+            kernels::add(values, &bias[column..]);
         }
-    }
-}
-
-impl FinishPart<'_, '_> {
-    #[inline(always)]
-    fn run(self, activation: impl Fn(f32) -> f32) {
-        const NO_BIAS: [f32; MOST_COLUMNS] = [0.0; MOST_COLUMNS];
-        let width = self.part.width;
-        // The last panel may be wider than what is left.
-        let columns = width.min(self.outputs - self.column);
-        let bias = match self.finish.bias {
-            Some(bias) => &bias[self.column..][..columns],
-            None => &NO_BIAS[..columns],
-        };
-        let rows = self.part.values.chunks_exact(width).zip(self.output);
-        for (row, (values, output)) in (self.row..).zip(rows) {
-            let (values, output) = (&values[..columns], &mut output[self.offset..][..columns]);
-            let finished = |x, bias| activation(x + bias);
-            match self.finish.residual {
-                Residual::None => {
-                    zipped(values, bias, &[], output, |x, bias, _, _| finished(x, bias))
-                }
-                Residual::Output => zipped(values, bias, &[], output, |x, bias, _, y| {
-                    y + finished(x, bias)
-                }),
-                Residual::Rows(rows) => {
-                    let rows = &rows[row * self.outputs + self.column..][..columns];
-                    zipped(values, bias, rows, output, |x, bias, residual, _| {
-                        residual + finished(x, bias)
-                    });
-                }
+        match self.activation {
+            Some(Activation::Gelu) => kernels::gelu(values),
+            Some(Activation::QuickGelu) => kernels::quick_gelu(values),
+            None => (),
+        }
+        match self.residual {
+            Residual::None => output.copy_from_slice(values),
+            Residual::Output => kernels::add(output, values),
+            Residual::Rows(rows) => {
+                output.copy_from_slice(&rows[row * outputs + column..][..values.len()]);
+                kernels::add(output, values);
             }
         }
     }
 }
 
-/// Makes each of `output` of what is there and what is in the others, 0 where these are shorter.
-#[inline(always)]
-fn zipped(
-    a: &[f32],
-    b: &[f32],
-    c: &[f32],
-    output: &mut [f32],
-    make: impl Fn(f32, f32, f32, f32) -> f32,
-) {
-    /// In stretches of one length: what is left of a vector loop's is done one by one.
-    const LANES: usize = 16;
-    let ((a, a_rest), (b, b_rest), (c, c_rest)) = (
-        a.as_chunks::<LANES>(),
-        b.as_chunks::<LANES>(),
-        c.as_chunks::<LANES>(),
-    );
-    let (output, rest) = output.as_chunks_mut::<LANES>();
-    for (i, output) in output.iter_mut().enumerate() {
-        let (a, b, c) = (&a[i], &b[i], c.get(i).unwrap_or(&[0.0; LANES]));
-        for lane in 0..LANES {
-            output[lane] = make(a[lane], b[lane], c[lane], output[lane]);
-        }
-    }
-    for (i, output) in rest.iter_mut().enumerate() {
-        let c = c_rest.get(i).copied().unwrap_or_default();
-        *output = make(a_rest[i], b_rest[i], c, *output);
-    }
-}
-
 /// Weights `[inputs, outputs]` in panels, each of some columns.
 pub(crate) trait PackedWeights: Sync {
-    /// A stretch of rows of inputs, as the product reads them.
-    type Rows: Send + Sync;
+    /// Rows that rten-gemm's kernel takes at a time on x86-64.
+    const KERNEL_ROWS: usize;
+
+    /// Rows of inputs as the product reads them.
+    type Rows<'x>: Send + Sync;
 
     fn dims(&self) -> Dims;
 
     /// `x` `[rows, inputs]`, after `norm`, as the product reads it.
-    fn rows(&self, x: &[f32], norm: Option<Norm>) -> candle_core::Result<Self::Rows>;
+    fn rows<'x>(&self, x: &'x [f32], norm: Option<Norm>) -> candle_core::Result<Self::Rows<'x>>;
 
-    /// Hands the product of each stretch with each of the panels to `take`.
+    /// Hands each row of the product with a panel to `take`, with its number.
     fn product(
         &self,
-        stretches: &[Self::Rows],
-        panels: Range<usize>,
-        take: impl FnMut(Part),
+        rows: &Self::Rows<'_>,
+        panel: usize,
+        take: impl FnMut(usize, &mut [f32]),
     ) -> candle_core::Result<()>;
 }
 
@@ -178,21 +124,10 @@ pub(crate) trait PackedWeights: Sync {
 pub(crate) struct Dims {
     pub inputs: usize,
     pub outputs: usize,
-    /// Most rows of a stretch.
-    pub rows: usize,
     /// Of a panel; the last may have fewer.
     pub columns: usize,
-}
-
-/// The product of a stretch of rows with a panel.
-pub(crate) struct Part<'a> {
-    /// Of those that were given.
-    pub stretch: usize,
-    pub panel: usize,
-    /// `[rows of the stretch, width]`.
-    pub values: &'a mut [f32],
-    /// At least the panel's columns; what more there is means nothing.
-    pub width: usize,
+    /// Of all weights.
+    pub bytes: usize,
 }
 
 /// `x` `[rows, inputs]`, after `norm`, times `weights`, finished, into `output` `[rows, outputs]`.
@@ -206,68 +141,171 @@ pub(crate) fn multiply<W: PackedWeights>(
     if x.is_empty() {
         return Ok(());
     }
-    let dims = weights.dims();
-    let threads = rayon::current_num_threads();
-    let rows = x.len() / dims.inputs;
-    // Blocks of about as many rows, a few for each thread.
-    let blocks = (BLOCKS_PER_THREAD * threads).max(rows.div_ceil(MOST_ROWS));
-    let block_rows = rows.div_ceil(blocks.next_multiple_of(threads));
-    let own_rows = block_rows >= FEWEST_ROWS;
-    let height = even(if own_rows { block_rows } else { rows }, dims.rows);
-    let run = |stretches: &[W::Rows], tile: &mut Tile| {
-        let first = tile.column / dims.columns;
-        let columns = tile.rows.first().map_or(0, |row| row.len());
-        let panels = first..first + columns.div_ceil(dims.columns);
-        weights.product(stretches, panels, |part| {
-            let (row, column) = (part.stretch * height, part.panel * dims.columns);
-            let finish = FinishPart {
-                finish: &finish,
-                output: &mut tile.rows[row..],
-                offset: column - tile.column,
-                row: tile.row + row,
-                column,
-                outputs: dims.outputs,
-                part,
-            };
-            pulp::Arch::new().dispatch(finish);
-        })
+    let Dims {
+        inputs,
+        outputs,
+        columns,
+        bytes,
+    } = weights.dims();
+    let by_panel = bytes > MOST_BYTES;
+    // Threads that are to share rows, where those of different panels are not multiplied at the same time anyhow.
+    let threads = match rayon::current_num_threads() {
+        threads if by_panel => threads.div_ceil(outputs.div_ceil(columns)),
+        threads => threads,
     };
-    if own_rows {
-        // Each block is one thread's, and no other waits for its rows.
-        let rows = block_rows.next_multiple_of(height);
-        let blocks = x.par_chunks(rows * dims.inputs);
-        let blocks = blocks.zip(output.par_chunks_mut(rows * dims.outputs));
-        return blocks.enumerate().try_for_each(|(block, (x, output))| {
-            let stretches = x.chunks(height * dims.inputs);
-            let stretches = stretches.map(|x| weights.rows(x, norm));
-            let mut tile = Tile {
-                row: block * rows,
-                column: 0,
-                rows: output.chunks_exact_mut(dims.outputs).collect(),
-            };
-            let stretches = stretches.collect::<candle_core::Result<Vec<_>>>()?;
-            run(&stretches, &mut tile)
+    let count = stretch(x.len() / inputs, W::KERNEL_ROWS, threads);
+    let stretches = x.par_chunks(count * inputs);
+    if by_panel {
+        let stretches = stretches.map(|x| weights.rows(x, norm));
+        let stretches = stretches.collect::<candle_core::Result<Vec<_>>>()?;
+        let tiles = tiles(output, outputs, count, columns).into_par_iter();
+        return tiles.try_for_each(|mut tile| {
+            let rows = &stretches[tile.row / count];
+            weights.product(rows, tile.column / columns, |row, values| {
+                let output = &mut *tile.rows[row];
+                finish.run(values, tile.row + row, tile.column, outputs, output);
+            })
         });
     }
-    let stretches = x
-        .par_chunks(height * dims.inputs)
-        .map(|x| weights.rows(x, norm))
-        .collect::<candle_core::Result<Vec<_>>>()?;
-    let block_rows = height * even(stretches.len(), (MOST_ROWS / height).max(1));
-    let parts = (PARTS_PER_THREAD * threads).div_ceil(rows.div_ceil(block_rows));
-    let panels = dims.outputs.div_ceil(dims.columns);
-    let columns = panels.div_ceil(parts) * dims.columns;
-    let tiles = tiles(output, dims.outputs, block_rows, columns);
-    tiles.into_par_iter().try_for_each(|mut tile| {
-        let stretches = &stretches[tile.row / height..];
-        let stretches = &stretches[..tile.rows.len().div_ceil(height)];
-        run(stretches, &mut tile)
-    })
+    stretches
+        .zip(output.par_chunks_mut(count * outputs))
+        .enumerate()
+        .try_for_each(|(stretch, (x, output))| {
+            let rows = weights.rows(x, norm)?;
+            (0..outputs.div_ceil(columns)).try_for_each(|panel| {
+                weights.product(&rows, panel, |row, values| {
+                    let output = &mut output[row * outputs + panel * columns..][..values.len()];
+                    finish.run(
+                        values,
+                        stretch * count + row,
+                        panel * columns,
+                        outputs,
+                        output,
+                    );
+                })
+            })
+        })
 }
 
-/// How many of `count` go together, at most `most`, for all parts to be about as large.
-fn even(count: usize, most: usize) -> usize {
-    count.div_ceil(count.div_ceil(most))
+/// How many of `rows` rows are multiplied at a time: a multiple of `step`, so many that the busiest of `threads` threads has
+/// the fewest, and the more the better.
+fn stretch(rows: usize, step: usize, threads: usize) -> usize {
+    let busiest = |count: usize| {
+        let last = (rows - 1) % count + 1;
+        let (full, rest) = ((rows - 1) / count / threads, (rows - 1) / count % threads);
+        full * count + if rest == 0 { last } else { count }
+    };
+    let counts = (1..=MOST_ROWS / step).rev().map(|steps| steps * step);
+    counts.min_by_key(|count| busiest(*count)).unwrap_or(step)
+}
+
+/// Weights in f32.
+pub(crate) struct F32Matrix {
+    panels: Panels<f32>,
+}
+
+impl F32Matrix {
+    /// From `[outputs, inputs]`.
+    pub fn new(weight: &[f32], outputs: usize, inputs: usize) -> candle_core::Result<Self> {
+        let panels = Panels::new(weight, outputs, inputs, |weight| {
+            GEMM.with(|gemm| gemm.prepack_b(weight))
+        })?;
+        Ok(Self { panels })
+    }
+}
+
+impl PackedWeights for F32Matrix {
+    const KERNEL_ROWS: usize = 6;
+
+    type Rows<'x> = Cow<'x, [f32]>;
+
+    fn dims(&self) -> Dims {
+        self.panels.dims
+    }
+
+    fn rows<'x>(&self, x: &'x [f32], norm: Option<Norm>) -> candle_core::Result<Cow<'x, [f32]>> {
+        Ok(match norm {
+            Some(norm) => {
+                let mut normed = vec![0.0; x.len()];
+                norm.run(x, &mut normed);
+                Cow::Owned(normed)
+            }
+            None => Cow::Borrowed(x),
+        })
+    }
+
+    fn product(
+        &self,
+        rows: &Cow<'_, [f32]>,
+        panel: usize,
+        mut take: impl FnMut(usize, &mut [f32]),
+    ) -> candle_core::Result<()> {
+        thread_local!(static PRODUCT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
+        let inputs = self.panels.dims.inputs;
+        let panel = &self.panels.packed[panel];
+        let count = rows.len() / inputs;
+        let rows = NdTensorView::try_from_data([count, inputs], &rows[..])
+            .map_err(candle_core::Error::wrap)?;
+        // Taken, not borrowed: where a product waits for its threads, another may begin on this one.
+        let mut product = PRODUCT.take();
+        product.resize(count * panel.cols(), 0.0);
+        let made = GEMM.with(|gemm| {
+            gemm.gemm(
+                &mut product,
+                GemmInputA::Unpacked(rows),
+                GemmInputB::Packed(panel),
+                GemmOptions::default(),
+            )
+        });
+        made.map_err(candle_core::Error::wrap)?;
+        for (row, values) in product.chunks_exact_mut(panel.cols()).enumerate() {
+            take(row, values);
+        }
+        PRODUCT.set(product);
+        Ok(())
+    }
+}
+
+/// `[inputs, outputs]`, packed panel by panel.
+pub(crate) struct Panels<T> {
+    pub packed: Vec<PackedBMatrix<T>>,
+    pub dims: Dims,
+}
+
+impl<T> Panels<T> {
+    /// From `[outputs, inputs]`, `pack` being what packs `[inputs, columns]`.
+    pub fn new(
+        weight: &[T],
+        outputs: usize,
+        inputs: usize,
+        pack: impl Fn(Matrix<T>) -> PackedBMatrix<T>,
+    ) -> candle_core::Result<Self> {
+        if weight.len() != outputs * inputs || weight.is_empty() {
+            let found = weight.len();
+            candle_core::bail!("{found} weights for {inputs} inputs and {outputs} outputs");
+        }
+        let most = PANEL_BYTES / (inputs * size_of::<T>());
+        let most = most.clamp(2 * COLUMNS_STEP, MOST_COLUMNS);
+        let even = outputs.div_ceil(outputs.div_ceil(most));
+        let columns = even.next_multiple_of(COLUMNS_STEP);
+        let packed = weight
+            .chunks(columns * inputs)
+            .map(|weight| {
+                NdTensorView::try_from_data([weight.len() / inputs, inputs], weight)
+                    .map(|weight| pack(weight.transposed()))
+                    .map_err(candle_core::Error::wrap)
+            })
+            .collect::<candle_core::Result<_>>()?;
+        Ok(Self {
+            packed,
+            dims: Dims {
+                inputs,
+                outputs,
+                columns,
+                bytes: size_of_val(weight),
+            },
+        })
+    }
 }
 
 #[cfg(test)]
@@ -278,84 +316,81 @@ mod tests {
     struct Places(Dims);
 
     impl PackedWeights for Places {
-        type Rows = Vec<f32>;
+        const KERNEL_ROWS: usize = 8;
+
+        type Rows<'x> = &'x [f32];
 
         fn dims(&self) -> Dims {
             self.0
         }
 
-        fn rows(&self, x: &[f32], _: Option<Norm>) -> candle_core::Result<Vec<f32>> {
-            Ok(x.to_vec())
+        fn rows<'x>(&self, x: &'x [f32], _: Option<Norm>) -> candle_core::Result<&'x [f32]> {
+            Ok(x)
         }
 
         fn product(
             &self,
-            stretches: &[Vec<f32>],
-            panels: Range<usize>,
-            mut take: impl FnMut(Part),
+            rows: &&[f32],
+            panel: usize,
+            mut take: impl FnMut(usize, &mut [f32]),
         ) -> candle_core::Result<()> {
-            let width = self.0.columns;
-            for panel in panels {
-                for (stretch, rows) in stretches.iter().enumerate() {
-                    let rows = rows.chunks(self.0.inputs);
-                    let columns = panel * width..(panel + 1) * width;
-                    let values = rows.flat_map(|row| {
-                        let columns = columns.clone();
-                        columns.map(move |column| row[0] + column as f32)
-                    });
-                    take(Part {
-                        stretch,
-                        panel,
-                        values: &mut values.collect::<Vec<_>>(),
-                        width,
-                    });
-                }
+            let columns =
+                panel * self.0.columns..((panel + 1) * self.0.columns).min(self.0.outputs);
+            for (row, inputs) in rows.chunks(self.0.inputs).enumerate() {
+                let values = columns.clone().map(|column| inputs[0] + column as f32);
+                take(row, &mut values.collect::<Vec<_>>());
             }
             Ok(())
         }
     }
 
     #[test]
-    fn every_value_has_its_place() {
-        let (inputs, outputs) = (3, 70);
-        for (count, rows, columns) in [
-            (1, 6, 32),
-            (7, 6, 8),
-            (48, 14, 16),
-            (257, 14, 32),
-            (700, 72, 128),
-        ] {
-            let x: Vec<f32> = (0..count * inputs)
+    fn every_value_has_its_place_whichever_way() {
+        let (inputs, outputs, columns) = (3, 70, 32);
+        for rows in [1, 7, 48, 257] {
+            let x: Vec<f32> = (0..rows * inputs)
                 .map(|i| 100.0 * (i / inputs) as f32)
                 .collect();
             let bias = vec![0.25; outputs];
-            let residual: Vec<f32> = (0..count * outputs).map(|i| i as f32 * 10.0).collect();
-            let weights = Places(Dims {
-                inputs,
-                outputs,
-                rows,
-                columns,
-            });
-            for kind in [Residual::None, Residual::Output, Residual::Rows(&residual)] {
-                let mut output = residual.clone();
-                let finish = Finish {
-                    bias: Some(&bias),
-                    activation: None,
-                    residual: kind,
-                };
-                multiply(&weights, &x, None, &mut output, finish).unwrap();
-                for (i, value) in output.iter().enumerate() {
-                    let product = 100.0 * (i / outputs) as f32 + (i % outputs) as f32 + 0.25;
-                    let added = match kind {
-                        Residual::None => 0.0,
-                        _ => residual[i],
+            let residual: Vec<f32> = (0..rows * outputs).map(|i| i as f32 * 1000.0).collect();
+            for bytes in [1, MOST_BYTES + 1] {
+                let weights = Places(Dims {
+                    inputs,
+                    outputs,
+                    columns,
+                    bytes,
+                });
+                for kind in [Residual::None, Residual::Output, Residual::Rows(&residual)] {
+                    let mut output = residual.clone();
+                    let finish = Finish {
+                        bias: Some(&bias),
+                        activation: None,
+                        residual: kind,
                     };
-                    assert_eq!(
-                        *value,
-                        product + added,
-                        "{count} rows, {columns} columns, {i}"
-                    );
+                    multiply(&weights, &x, None, &mut output, finish).unwrap();
+                    for (i, value) in output.iter().enumerate() {
+                        let product = 100.0 * (i / outputs) as f32 + (i % outputs) as f32 + 0.25;
+                        let added = match kind {
+                            Residual::None => 0.0,
+                            _ => residual[i],
+                        };
+                        assert_eq!(*value, product + added, "{rows} rows, {bytes} bytes, {i}");
+                    }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn stretches_are_shared_out_evenly() {
+        // The rows of one picture: 129 for one thread and 128 for the other, and 131 and 126.
+        assert_eq!(stretch(257, 8, 2), 64);
+        assert_eq!(stretch(257, 6, 2), 42);
+        assert_eq!(stretch(1, 8, 2), 72);
+        for rows in 1..600 {
+            for threads in [1, 2, 7, 64] {
+                let count = stretch(rows, 8, threads);
+                assert!(count.is_multiple_of(8) && (8..=MOST_ROWS).contains(&count));
             }
         }
     }
