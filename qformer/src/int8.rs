@@ -10,7 +10,7 @@ use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedAMatrix
 use rten_tensor::NdTensorView;
 
 use crate::kernels;
-use crate::product::{Dims, Norm, PackedWeights, Panels};
+use crate::product::{Dims, Norm, PackedWeights, Panels, kernel_rows};
 
 thread_local! {
     /// Kept: making it asks the processor what it can, which takes long on virtual machines.
@@ -61,12 +61,14 @@ impl Int8Matrix {
 }
 
 impl PackedWeights for Int8Matrix {
-    const KERNEL_ROWS: usize = 8;
-
     type Rows<'x> = Rows;
 
     fn dims(&self) -> Dims {
         self.panels.dims
+    }
+
+    fn kernel_rows(&self) -> usize {
+        GEMM.with(|gemm| kernel_rows(gemm.kernel_name()))
     }
 
     fn rows(&self, x: &[f32], norm: Option<Norm>) -> candle_core::Result<Rows> {

@@ -15,8 +15,8 @@ use crate::config::Activation;
 use crate::kernels;
 use crate::tiles::tiles;
 
-/// Most rows that are multiplied at a time.
-const MOST_ROWS: usize = 72;
+/// Most rows that are multiplied at a time: rten-gemm splits more of them, and its threads then wait for each other.
+const MOST_ROWS: usize = 64;
 /// Most columns of a panel, which are multiplied at a time.
 const MOST_COLUMNS: usize = 384;
 /// Columns that the widest of rten-gemm's kernels takes at a time.
@@ -99,13 +99,13 @@ impl Finish<'_> {
 
 /// Weights `[inputs, outputs]` in panels, each of some columns.
 pub(crate) trait PackedWeights: Sync {
-    /// Rows that rten-gemm's kernel takes at a time on x86-64.
-    const KERNEL_ROWS: usize;
-
     /// Rows of inputs as the product reads them.
     type Rows<'x>: Send + Sync;
 
     fn dims(&self) -> Dims;
+
+    /// Rows that the kernel takes at a time.
+    fn kernel_rows(&self) -> usize;
 
     /// `x` `[rows, inputs]`, after `norm`, as the product reads it.
     fn rows<'x>(&self, x: &'x [f32], norm: Option<Norm>) -> candle_core::Result<Self::Rows<'x>>;
@@ -153,7 +153,7 @@ pub(crate) fn multiply<W: PackedWeights>(
         threads if by_panel => threads.div_ceil(outputs.div_ceil(columns)),
         threads => threads,
     };
-    let count = stretch(x.len() / inputs, W::KERNEL_ROWS, threads);
+    let count = stretch(x.len() / inputs, weights.kernel_rows(), threads);
     let stretches = x.par_chunks(count * inputs);
     if by_panel {
         let stretches = stretches.map(|x| weights.rows(x, norm));
@@ -199,6 +199,14 @@ fn stretch(rows: usize, step: usize, threads: usize) -> usize {
     counts.min_by_key(|count| busiest(*count)).unwrap_or(step)
 }
 
+/// Rows that a kernel of rten-gemm's takes at a time, which it does not tell.
+pub(crate) fn kernel_rows(name: &str) -> usize {
+    match name {
+        "x86_64-f32-avx512" | "x86_64-f32-fma" | "x86_64-u8i8i32-avx2" => 6,
+        _ => 8,
+    }
+}
+
 /// Weights in f32.
 pub(crate) struct F32Matrix {
     panels: Panels<f32>,
@@ -215,12 +223,14 @@ impl F32Matrix {
 }
 
 impl PackedWeights for F32Matrix {
-    const KERNEL_ROWS: usize = 6;
-
     type Rows<'x> = Cow<'x, [f32]>;
 
     fn dims(&self) -> Dims {
         self.panels.dims
+    }
+
+    fn kernel_rows(&self) -> usize {
+        GEMM.with(|gemm| kernel_rows(gemm.kernel_name()))
     }
 
     fn rows<'x>(&self, x: &'x [f32], norm: Option<Norm>) -> candle_core::Result<Cow<'x, [f32]>> {
@@ -316,12 +326,14 @@ mod tests {
     struct Places(Dims);
 
     impl PackedWeights for Places {
-        const KERNEL_ROWS: usize = 8;
-
         type Rows<'x> = &'x [f32];
 
         fn dims(&self) -> Dims {
             self.0
+        }
+
+        fn kernel_rows(&self) -> usize {
+            8
         }
 
         fn rows<'x>(&self, x: &'x [f32], _: Option<Norm>) -> candle_core::Result<&'x [f32]> {
@@ -386,7 +398,7 @@ mod tests {
         // The rows of one picture: 129 for one thread and 128 for the other, and 131 and 126.
         assert_eq!(stretch(257, 8, 2), 64);
         assert_eq!(stretch(257, 6, 2), 42);
-        assert_eq!(stretch(1, 8, 2), 72);
+        assert_eq!(stretch(1, 8, 2), 64);
         for rows in 1..600 {
             for threads in [1, 2, 7, 64] {
                 let count = stretch(rows, 8, threads);
