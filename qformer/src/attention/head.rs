@@ -15,6 +15,8 @@ use crate::kernels::exponents;
 const ROWS: usize = 6;
 /// Registers a row.
 const REGISTERS: usize = 2;
+/// Steps of a [`product`] that are taken at a time.
+const LINE: usize = 8;
 /// Rows of queries whose scores are in cache at a time.
 const QUERIES: usize = 8 * ROWS;
 
@@ -126,16 +128,38 @@ fn product<S: Simd>(simd: S, rows: [&[f32]; ROWS], panel: &[f32]) -> [[S::f32s; 
     let (registers, _) = S::as_simd_f32s(panel);
     let (registers, _) = registers.as_chunks::<REGISTERS>();
     let n = registers.len();
-    let rows = rows.map(|row| &row[..n]);
-    for (i, registers) in registers.iter().enumerate() {
-        for (row, sums) in rows.iter().zip(&mut sums) {
-            let x = simd.splat_f32s(row[i]);
-            for (sum, register) in sums.iter_mut().zip(registers) {
-                *sum = simd.mul_add_e_f32s(x, *register, *sum);
-            }
+    let (lines, rest) = registers.as_chunks::<LINE>();
+    let (row_lines, row_rests) = (
+        rows.map(|row| row[..n].as_chunks::<LINE>().0),
+        rows.map(|row| row[..n].as_chunks::<LINE>().1),
+    );
+    // Whether a row has a value is asked once a line: for each value it would be as many instructions as the sums are.
+    for (i, registers) in lines.iter().enumerate() {
+        let rows = row_lines.map(|row| &row[i]);
+        for (step, registers) in registers.iter().enumerate() {
+            add(simd, rows.map(|row| row[step]), registers, &mut sums);
         }
     }
+    for (step, registers) in rest.iter().enumerate() {
+        add(simd, row_rests.map(|row| row[step]), registers, &mut sums);
+    }
     sums
+}
+
+/// The products of a value of each row with a row of a panel, to `sums`.
+#[inline(always)]
+fn add<S: Simd>(
+    simd: S,
+    values: [f32; ROWS],
+    registers: &[S::f32s; REGISTERS],
+    sums: &mut [[S::f32s; REGISTERS]; ROWS],
+) {
+    for (x, sums) in values.into_iter().zip(sums) {
+        let x = simd.splat_f32s(x);
+        for (sum, register) in sums.iter_mut().zip(registers) {
+            *sum = simd.mul_add_e_f32s(x, *register, *sum);
+        }
+    }
 }
 
 /// Writes the first values of registers.
