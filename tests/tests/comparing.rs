@@ -770,7 +770,8 @@ fn smaller_types_keep_the_temperature_and_the_order() {
     let dir = tempfile::tempdir().unwrap();
     let labels = dir.path().join("labels.txt");
     std::fs::write(&labels, strings(&json, "labels").join("\n")).unwrap();
-    for (weights, tolerance) in [("f16", 0.02), ("int8", 0.2)] {
+    // Of a similarity, which is at most 100. Without VNNI inputs have 7 bits, and this model is tiny: up to 1.4 there.
+    for (weights, tolerance) in [("f16", 0.02), ("int8", 2.0)] {
         let out = dir.path().join(weights);
         let mut convert = qbridge(["convert", "--vision", weights]);
         stdout(convert.arg(golden("clip/openai")).arg("--out").arg(&out));
@@ -790,18 +791,21 @@ fn smaller_types_keep_the_temperature_and_the_order() {
         }
         for (line, expected) in stdout(&mut classify).lines().zip(&expected) {
             let line: Value = serde_json::from_str(line).unwrap();
-            for label in line["labels"].as_array().unwrap() {
-                let names = strings(&json, "labels");
-                let place = names
-                    .iter()
-                    .position(|name| label["label"] == **name)
-                    .unwrap();
-                let found = label["probability"].as_f64().unwrap() as f32;
-                assert!(
-                    (found - expected[place]).abs() < tolerance,
-                    "{line} {expected:?}"
-                );
-            }
+            let labels = line["labels"].as_array().unwrap();
+            let names = strings(&json, "labels");
+            assert_eq!(labels.len(), names.len());
+            // Similarities are the logarithms of probabilities, but for what all of a picture's share.
+            let differences = names.iter().zip(expected).map(|(name, expected)| {
+                let label = labels.iter().find(|label| label["label"] == **name);
+                let found = label.unwrap()["probability"].as_f64().unwrap();
+                found.ln() - f64::from(*expected).ln()
+            });
+            let differences: Vec<f64> = differences.collect();
+            let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+            assert!(
+                differences.iter().all(|d| (d - mean).abs() < tolerance),
+                "{line} {expected:?}"
+            );
         }
     }
 }
