@@ -17,6 +17,7 @@ pub mod fetch;
 mod fields;
 mod images;
 mod inputs;
+mod linger;
 pub mod log;
 mod media;
 mod metrics;
@@ -64,6 +65,7 @@ pub use serve::serve;
 pub use tls::Tls;
 pub use traces::Traces;
 
+use linger::{Patience, linger};
 use metrics::Metrics;
 use models::Models;
 use openapi::Api;
@@ -171,7 +173,14 @@ fn routes<B: Backend>(app: Arc<App<B>>, local: bool) -> Router {
         true => open.layer(from_fn_with_state(app.clone(), origin::check_host::<B>)),
         false => open,
     };
-    open.with_state(app).layer(layers)
+    // Twice as much as may be read: a body that is too long is thrown away too, unless it is far too long.
+    let patience = Patience {
+        bytes: app.options.max_body_bytes.saturating_mul(2),
+        time: app.options.body_timeout,
+    };
+    open.layer(from_fn_with_state(patience, linger))
+        .with_state(app)
+        .layer(layers)
 }
 
 /// A request without an `x-request-id` that does not look like one: it would be sent back and logged.
