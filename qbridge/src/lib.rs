@@ -1,8 +1,9 @@
 //! Questions about pictures, answered by any GGUF language model, from Rust.
 //!
 //! A [`Model`] is a bundle at work, as `qbridge pull`, `qbridge convert` or `make demo-bundle` make one. Clones of it
-//! are the same model: requests from many tasks are computed together. Any async runtime will do; the work is done on
-//! threads of the model's own.
+//! are the same model: requests from many tasks are computed together, [`DEFAULT_SLOTS`] at once where
+//! [`ModelOptions::slots`] does not say otherwise. Any async runtime will do: who asks lays out the prompt, and
+//! everything else is done on threads of the model's own.
 //!
 //! ```
 //! use qbridge::{Model, Picture};
@@ -82,7 +83,7 @@ pub use bridge::language_model::{LanguageModelOptions, SplitMode};
 pub use bridge::model::ModelOptions;
 pub use bridge::{Error, ErrorKind, Result};
 pub use generation::Generation;
-pub use model::Model;
+pub use model::{DEFAULT_SLOTS, Model};
 pub use picture::Picture;
 pub use rank::{Candidate, Ranking};
 pub use request::Request;

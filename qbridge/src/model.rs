@@ -9,7 +9,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{Answer, AnswerStream, Candidate, Error, Picture, Ranking, Request, Result, rank};
 
-/// A bundle at work. Clones are the same model; dropping the last of them ends its threads.
+/// Requests that [`Model::open`] lets generate at once. Each has room for a whole context in the KV cache.
+pub const DEFAULT_SLOTS: usize = 4;
+
+/// A bundle at work. Clones are the same model, which lives as long as one of them or an [`AnswerStream`]. Dropping the last
+/// ends its threads and waits for them: at most as long as one token or a batch of pictures takes.
 #[derive(Clone)]
 pub struct Model {
     inner: Arc<model::Model>,
@@ -23,10 +27,15 @@ impl Model {
     /// # Errors
     /// The bundle is not whole, its parts do not fit together, or a part cannot be loaded.
     pub async fn open(dir: impl Into<PathBuf>) -> Result<Self> {
-        Self::open_with(dir, ModelOptions::default()).await
+        let options = ModelOptions {
+            slots: DEFAULT_SLOTS,
+            ..ModelOptions::default()
+        };
+        Self::open_with(dir, options).await
     }
 
-    /// [`Model::open`] with room for more requests at once, other sizes or threads.
+    /// [`Model::open`] with room for more or fewer requests at once, other sizes or threads. By default,
+    /// [`ModelOptions::slots`] is 1.
     ///
     /// # Errors
     /// Those of [`Model::open`], and [`Error::Context`] for sizes that cannot be.
@@ -97,7 +106,8 @@ impl Model {
     pub async fn stream(&self, request: Request) -> Result<AnswerStream> {
         let place = self.place().await?;
         let request = request.into_bridge(self.inner.default_sampling());
-        Ok(AnswerStream::new(self.inner.submit(request)?, place))
+        let events = self.inner.submit(request)?;
+        Ok(AnswerStream::new(events, place, self.inner.clone()))
     }
 
     /// Scores given answers to a request, and returns them with the likeliest first, equals in the order given. How

@@ -1,9 +1,11 @@
 //! An answer on its way.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bridge::event::{Event, FinishReason, Timings, Usage};
+use bridge::model::Model;
 use futures_util::Stream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Receiver;
@@ -25,24 +27,31 @@ pub struct Answer {
     pub timings: Timings,
 }
 
-/// The text of an answer as it comes. Dropping it cancels the answer.
-#[derive(Debug)]
+/// The text of an answer as it comes. Dropping it cancels the answer. One that is not read keeps its slot: a few dozen tokens
+/// ahead the model waits for it, so a task that asks something else meanwhile needs a slot free, or reads this first.
 pub struct AnswerStream {
     events: Receiver<Event>,
     text: String,
     token_ids: Vec<i32>,
     end: Option<Result<Answer>>,
     _place: OwnedSemaphorePermit,
+    /// Who answers, dropped last.
+    _model: Arc<Model>,
 }
 
 impl AnswerStream {
-    pub(crate) fn new(events: Receiver<Event>, place: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(
+        events: Receiver<Event>,
+        place: OwnedSemaphorePermit,
+        model: Arc<Model>,
+    ) -> Self {
         Self {
             events,
             text: String::new(),
             token_ids: Vec::new(),
             end: None,
             _place: place,
+            _model: model,
         }
     }
 
@@ -87,6 +96,15 @@ impl AnswerStream {
             Some(Event::Error(error)) => Err(error),
             None => Err(Error::Stopped),
         }
+    }
+}
+
+impl std::fmt::Debug for AnswerStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AnswerStream")
+            .field("text", &self.text)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
     }
 }
 

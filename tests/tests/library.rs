@@ -8,6 +8,9 @@ use qbridge::{CacheType, ErrorKind, Generation, Model, ModelOptions, Picture, Re
 use qbridge_tests::golden;
 use serde_json::Value;
 
+/// More than a stream holds that nobody reads.
+const MANY_TOKENS: usize = 200;
+
 fn json(path: &str) -> Value {
     serde_json::from_slice(&std::fs::read(golden(path)).unwrap()).unwrap()
 }
@@ -116,8 +119,8 @@ async fn what_is_dropped_makes_way() {
     let long = Request::raw("a photo of")
         .picture(picture("ramp"))
         .generation(Generation {
-            max_tokens: Some(200),
-            min_tokens: Some(200),
+            max_tokens: Some(MANY_TOKENS),
+            min_tokens: Some(MANY_TOKENS),
             ..Generation::default()
         });
     for _ in 0..100 {
@@ -125,7 +128,26 @@ async fn what_is_dropped_makes_way() {
         stream.next().await.unwrap().unwrap();
     }
     let answer = model.answer(long).await.unwrap();
-    assert_eq!(answer.usage.completion_tokens, 200);
+    assert_eq!(answer.usage.completion_tokens, MANY_TOKENS);
+}
+
+#[tokio::test]
+async fn a_stream_outlives_its_model_and_leaves_room_for_others() {
+    let model = Model::open(bundle()).await.unwrap();
+    let long = Request::raw("a photo of")
+        .picture(picture("ramp"))
+        .generation(Generation {
+            max_tokens: Some(MANY_TOKENS),
+            min_tokens: Some(MANY_TOKENS),
+            ..Generation::default()
+        });
+    let mut unread = model.stream(long.clone()).await.unwrap();
+    unread.next().await.unwrap().unwrap();
+    let other = model.answer(long).await.unwrap();
+    assert_eq!(other.usage.completion_tokens, MANY_TOKENS);
+    drop(model);
+    let answer = unread.finish().await.unwrap();
+    assert_eq!(answer.usage.completion_tokens, MANY_TOKENS);
 }
 
 #[tokio::test]
