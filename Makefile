@@ -56,6 +56,7 @@ lint: setup
 # a browser (where there is Chromium), and schemathesis. Published weights, where QBRIDGE_WEIGHTS
 # names them, answer as their publishers' tests expect (docs/models.md).
 test: lint build
+	@scripts/setup.sh tests
 	@bundle=$$(demo/bundle.sh $(QBRIDGE) $(CACHE) | tail -n 1) \
 	  && client=$$(scripts/pip-target.sh tests/requirements.txt $(CACHE)) \
 	  && node=$$(if command -v node >/dev/null && command -v npm >/dev/null; then scripts/npm-target.sh tests/node $(CACHE) | tail -n 1; fi) \
