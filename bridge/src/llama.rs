@@ -62,6 +62,29 @@ impl CacheType {
             CacheType::Q8_0 => sys::GGML_TYPE_Q8_0,
         }
     }
+
+    /// Refuses what llama.cpp cannot make: in 8-bit blocks, keys and values are for fused attention alone.
+    pub(crate) fn check(
+        self,
+        flash_attention: FlashAttention,
+        is_encoder_decoder: bool,
+    ) -> Result<()> {
+        let reason = match self {
+            CacheType::F16 | CacheType::F32 => return Ok(()),
+            CacheType::Q8_0 if is_encoder_decoder => {
+                "an encoder-decoder has a position bias in its attention, which llama.cpp's fused attention does not \
+                 take, and a q8_0 cache needs that: use an f16 or f32 cache"
+            }
+            CacheType::Q8_0 if flash_attention == FlashAttention::Off => {
+                "a q8_0 cache needs fused attention, which is switched off: let it be chosen (auto), or use an f16 or \
+                 f32 cache"
+            }
+            CacheType::Q8_0 => return Ok(()),
+        };
+        Err(Error::Context {
+            reason: reason.to_owned(),
+        })
+    }
 }
 
 /// Whether attention runs as one fused operation.
@@ -200,15 +223,7 @@ impl Context {
         params.type_k = options.cache_type.ggml_type();
         params.type_v = options.cache_type.ggml_type();
         let encodes = model.is_encoder_decoder();
-        if encodes && options.cache_type == CacheType::Q8_0 {
-            return Err(Error::Context {
-                reason: format!(
-                    "{} has a position bias in its attention, which llama.cpp's fused attention \
-                     does not take, and a q8_0 cache needs that: use an f16 or f32 cache",
-                    model.architecture()
-                ),
-            });
-        }
+        options.cache_type.check(options.flash_attention, encodes)?;
         let flash_attention = options.flash_attention.settled(options.cache_type, encodes);
         params.flash_attn_type = match flash_attention {
             FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,

@@ -147,6 +147,7 @@ fn is_said(typed: &ArgMatches, command: &Command, arg: &Arg) -> bool {
 /// What would be typed for a key.
 fn values(arg: &Arg, key: &str, value: &Value) -> Result<Vec<OsString>> {
     let is_flag = matches!(arg.get_action(), ArgAction::SetTrue);
+    let may_be_flag = arg.get_num_args().is_some_and(|n| n.min_values() == 0);
     let takes_several = matches!(arg.get_action(), ArgAction::Append);
     let typed = |value: &Value| {
         let text = text(key, value)?;
@@ -156,8 +157,8 @@ fn values(arg: &Arg, key: &str, value: &Value) -> Result<Vec<OsString>> {
         })
     };
     match value {
-        Value::Boolean(false) if is_flag => Ok(Vec::new()),
-        Value::Boolean(true) if is_flag => Ok(vec![format!("--{key}").into()]),
+        Value::Boolean(false) if is_flag || may_be_flag => Ok(Vec::new()),
+        Value::Boolean(true) if is_flag || may_be_flag => Ok(vec![format!("--{key}").into()]),
         _ if is_flag => bail!("{key} must be true or false"),
         Value::Array(values) if takes_several => values.iter().map(typed).collect(),
         value => Ok(vec![typed(value)?]),
@@ -257,6 +258,13 @@ mod tests {
         assert_eq!(args.allow_remote_images.unwrap().len(), 2);
         let args = serve(config, &["other"]).unwrap();
         assert_eq!(args.bundles, ["other"]);
+        // A flag that takes values, or none.
+        let hosts = |config| serve(config, &["demo"]).unwrap().allow_remote_images;
+        assert_eq!(
+            hosts("allow-remote-images = true"),
+            Some(vec!["*".to_owned()])
+        );
+        assert_eq!(hosts("allow-remote-images = false"), None);
     }
 
     #[test]

@@ -151,6 +151,8 @@ impl EngineOptions {
                 self.n_ctx, self.n_batch, self.n_ubatch
             ));
         }
+        self.cache_type
+            .check(self.flash_attention, limits.is_encoder_decoder)?;
         let trained = limits.n_ctx_train;
         // Learned positions end there, and llama.cpp reads past their table.
         if trained > 1 && self.n_ctx > trained && !limits.is_encoder_decoder {

@@ -22,10 +22,10 @@ pub struct DoctorArgs {
     /// Bundle directory
     pub bundle: Option<PathBuf>,
     /// Requests that are to be answered at once
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, default_value_t = 4, env = "QBRIDGE_SLOTS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub slots: u16,
     /// MiB kept of pictures seen before
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, env = "QBRIDGE_IMAGE_CACHE")]
     pub image_cache: u32,
     /// GB of memory to fit into [default: what is available here]
     #[arg(long, value_name = "GB", value_parser = parse_memory)]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
 use super::EngineArgs;
@@ -73,7 +74,7 @@ pub struct ServeArgs {
     #[arg(long, env = "QBRIDGE_API_KEY_FILE")]
     pub api_key_file: Option<PathBuf>,
     /// Answer everyone without a key, on addresses that other machines reach too
-    #[arg(long, env = "QBRIDGE_NO_AUTH")]
+    #[arg(long, env = "QBRIDGE_NO_AUTH", value_parser = BoolishValueParser::new())]
     pub no_auth: bool,
     /// Names that requests may call a server on this machine by, beside localhost, where there are no keys
     #[arg(
@@ -92,7 +93,7 @@ pub struct ServeArgs {
     )]
     pub cors_origins: Vec<server::CorsOrigin>,
     /// Do not serve the page at /
-    #[arg(long, env = "QBRIDGE_NO_UI")]
+    #[arg(long, env = "QBRIDGE_NO_UI", value_parser = BoolishValueParser::new())]
     pub no_ui: bool,
     /// Certificate chain (PEM) to serve https with
     #[arg(long, requires = "tls_key", env = "QBRIDGE_TLS_CERT")]
@@ -112,7 +113,7 @@ pub struct ServeArgs {
     )]
     pub allow_remote_images: Option<Vec<String>>,
     /// Compute every prompt from its beginning, whatever was computed before
-    #[arg(long, env = "QBRIDGE_NO_PREFIX_CACHE")]
+    #[arg(long, env = "QBRIDGE_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
     pub no_prefix_cache: bool,
     /// Form of the log on stderr
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "QBRIDGE_LOG_FORMAT")]

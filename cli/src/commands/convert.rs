@@ -1,6 +1,7 @@
 //! `qbridge convert`, and `qbridge bundle` for parts that are ready: a bundle
 //! from a published checkpoint.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -58,7 +59,7 @@ pub fn convert(conversion: Conversion) -> Result<ExitCode> {
     let bar = progress::percent(conversion.bytes(), "converting");
     let bundle = conversion.run(&|n| bar.inc(n))?;
     bar.finish_and_clear();
-    println!("{}", bundle.dir().display());
+    writeln!(std::io::stdout(), "{}", bundle.dir().display())?;
     Ok(ExitCode::SUCCESS)
 }
 

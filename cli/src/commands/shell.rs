@@ -28,11 +28,16 @@ pub fn man(args: &ManArgs) -> Result<ExitCode> {
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
+    let mut paths = Vec::new();
     for command in std::iter::once(&command).chain(command.get_subcommands()) {
         let man = Man::new(command.clone()).source(concat!("qbridge ", env!("CARGO_PKG_VERSION")));
         let path = args.out.join(man.get_filename());
         std::fs::write(&path, page(&man, command)?).with_context(|| path.display().to_string())?;
-        println!("{}", path.display());
+        paths.push(path);
+    }
+    let mut stdout = std::io::stdout().lock();
+    for path in paths {
+        writeln!(stdout, "{}", path.display())?;
     }
     Ok(ExitCode::SUCCESS)
 }
