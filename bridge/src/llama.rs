@@ -826,7 +826,10 @@ unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mu
         sys::GGML_LOG_LEVEL_WARN if tracing::enabled!(target: "llama.cpp", tracing::Level::INFO) => {
             // SAFETY: as above.
             let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-            tracing::info!(target: "llama.cpp", "{}", text.trim());
+            // It takes the cells of all sequences for those of one, which the engine keeps within what was trained.
+            if !text.contains("possible training context overflow") {
+                tracing::info!(target: "llama.cpp", "{}", text.trim());
+            }
         }
         sys::GGML_LOG_LEVEL_INFO if tracing::enabled!(target: "llama.cpp", tracing::Level::DEBUG) =>
         {
