@@ -167,6 +167,21 @@ fn commands_show_reset_and_fail_without_ending_it() {
 }
 
 #[test]
+fn a_refused_turn_leaves_its_picture_to_the_next() {
+    let too_long = "very ".repeat(300);
+    let output = chat(
+        [&picture("banana"), "--json", "--ctx-size", "256"],
+        &[&too_long, TURNS[0]],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let rows = rows(&output);
+    let error = rows[0]["error"].as_str().unwrap();
+    assert!(error.contains("the context holds 256"), "{error}");
+    assert_eq!(rows[1]["images"], json!([picture("banana")]));
+    assert_eq!(rows[1]["text"], "a banana");
+}
+
+#[test]
 fn an_empty_line_has_pictures_described() {
     let caption = stdout(
         qbridge(["caption", "--cache-type", "f32", "--max-tokens", "24"])

@@ -105,8 +105,10 @@ impl Row {
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum Failure {
-    /// The question or its pictures are at fault: the others go on.
+    /// The question is at fault: the others go on.
     Question(String),
+    /// Its pictures are, whatever is asked about them: the others go on.
+    Pictures(String),
     /// All questions would fail.
     Run(anyhow::Error),
 }
@@ -119,17 +121,27 @@ impl Failure {
             _ if matches!(error, Error::Schema { .. }) => Failure::Run(error.into()),
             ErrorKind::InvalidImage | ErrorKind::ImageTooLarge => {
                 let at_fault = pictures.iter().find(|named| named.picture.check().is_err());
-                Failure::Question(match at_fault {
+                Failure::Pictures(match at_fault {
                     Some(named) => format!("{}: {error}", named.name),
                     None => error.to_string(),
                 })
             }
+            _ if has_no_place(&error) => Failure::Pictures(error.to_string()),
             ErrorKind::InvalidRequest | ErrorKind::ContextLengthExceeded => {
                 Failure::Question(error.to_string())
             }
             _ => Failure::Run(error.into()),
         }
     }
+}
+
+/// Whether the model's layout has no place for the pictures.
+fn has_no_place(error: &Error) -> bool {
+    use prompts::Error::{ImageNotInFirstTurn, TooManyImages};
+    matches!(
+        error,
+        Error::Prompt(TooManyImages { .. } | ImageNotInFirstTurn)
+    )
 }
 
 impl From<std::io::Error> for Failure {
@@ -141,7 +153,7 @@ impl From<std::io::Error> for Failure {
 impl From<Failure> for anyhow::Error {
     fn from(failure: Failure) -> anyhow::Error {
         match failure {
-            Failure::Question(reason) => anyhow!(reason),
+            Failure::Question(reason) | Failure::Pictures(reason) => anyhow!(reason),
             Failure::Run(error) => error,
         }
     }

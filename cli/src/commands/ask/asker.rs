@@ -132,7 +132,9 @@ impl Asker {
             Err(failure) => Err(failure),
         };
         match answered {
-            Err(Failure::Question(reason)) => Ok(question.row().failed(reason)),
+            Err(Failure::Question(reason) | Failure::Pictures(reason)) => {
+                Ok(question.row().failed(reason))
+            }
             answered => Ok(answered?),
         }
     }

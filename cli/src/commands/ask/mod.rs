@@ -128,7 +128,7 @@ async fn repeat(args: &AskArgs, asked: &Asked) -> Result<ExitCode> {
                     break;
                 }
                 Some(Ok(is_whole)) => has_failed |= !is_whole,
-                Some(Err(Failure::Question(reason))) => {
+                Some(Err(Failure::Question(reason) | Failure::Pictures(reason))) => {
                     has_failed = true;
                     report(&question.row().failed(reason), args.json)?;
                 }

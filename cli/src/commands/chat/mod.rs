@@ -104,7 +104,9 @@ impl<'a> Chat<'a> {
             };
             match done {
                 Ok(()) => {}
-                Err(Failure::Question(reason)) => self.fail(&line, reason)?,
+                Err(Failure::Question(reason) | Failure::Pictures(reason)) => {
+                    self.fail(&line, reason)?;
+                }
                 Err(Failure::Run(error)) => return Err(error),
             }
         }
@@ -206,6 +208,10 @@ impl<'a> Chat<'a> {
             Some(Ok(answer)) => Some(answer),
             Some(Err(failure)) => {
                 self.conversation.take_back();
+                // Pictures that are at fault would fail each line that follows.
+                if !matches!(failure, Failure::Pictures(_)) {
+                    self.shown = shown;
+                }
                 return Err(failure);
             }
             None => None,
