@@ -346,6 +346,50 @@ fn pope_is_answered_by_the_likelier_of_yes_and_no() {
 }
 
 #[test]
+fn there_is_no_submission_while_questions_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    coco(dir);
+    std::fs::create_dir(dir.join("pope")).unwrap();
+    // Picture 9 is broken.
+    let line = |image: usize| {
+        let line = json!({
+            "question_id": image,
+            "image": coco_name(image),
+            "text": "Is there a dog in the image?",
+            "label": "no",
+        });
+        format!("{line}\n")
+    };
+    let questions: String = [1, 9, 2].map(line).concat();
+    std::fs::write(dir.join("pope/coco_pope_popular.json"), questions).unwrap();
+    let args = "--task pope --data pope --images coco --choices yes,no --out a.jsonl --resume --submission b.json --json";
+    let run = || eval(dir, args.split(' ')).output().unwrap();
+    let output = run();
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        told.contains("b.json is not written: 1 of 3 questions failed"),
+        "{told}"
+    );
+    assert!(!dir.join("b.json").exists());
+    assert_eq!(results(&output)["records"], 2);
+
+    // As the message says.
+    let broken = dir.join("coco/val2014").join(coco_name(9));
+    std::fs::copy(demo_picture("dog"), broken).unwrap();
+    let rows = std::fs::read_to_string(dir.join("a.jsonl")).unwrap();
+    let is_whole = |line: &&str| line.contains("\"error\":null") || line.contains("\"settings\"");
+    let rows: Vec<&str> = rows.lines().filter(is_whole).collect();
+    assert_eq!(rows.len(), 3);
+    std::fs::write(dir.join("a.jsonl"), rows.join("\n") + "\n").unwrap();
+    let output = run();
+    assert!(output.status.success(), "{output:?}");
+    let submission = std::fs::read_to_string(dir.join("b.json")).unwrap();
+    assert_eq!(submission.lines().count(), 3);
+}
+
+#[test]
 fn captions_need_no_question_and_test_splits_no_references() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -35,7 +35,7 @@ pub struct Results {
 
 impl Results {
     /// Scores answers, which stand at `path`, and writes them as the benchmark's server takes them where that is asked
-    /// for.
+    /// for and no question failed.
     ///
     /// # Errors
     /// A question has neither an answer nor an error, or the answers cannot be written.
@@ -50,8 +50,11 @@ impl Results {
         records.retain(|record| !answers.has_failed(&record.id));
         let errors = asked - records.len();
         let texts = answers.aligned(&dataset, path)?;
-        if let Some(path) = &args.submission {
-            replace(path, &Answers::submission(&dataset, &texts))?;
+        if let Some(submission) = &args.submission {
+            match errors {
+                0 => replace(submission, &Answers::submission(&dataset, &texts))?,
+                _ => tell_not_written(submission, errors, asked, path),
+            }
         }
         let spinner = spinner("scoring".to_owned());
         let report = score(&dataset, &texts, SEED);
@@ -87,6 +90,16 @@ impl Results {
             _ => ExitCode::FAILURE,
         })
     }
+}
+
+/// Scorers take an answer to each question, and POPE's pairs them with the questions by their lines alone.
+fn tell_not_written(submission: &Path, errors: usize, asked: usize, answers: &Path) {
+    eprintln!(
+        "qbridge: {} is not written: {errors} of {asked} questions failed, and it holds an answer to each. Where the \
+         pictures can be read, take the lines with an error out of {} and go on with --out and --resume",
+        submission.display(),
+        answers.display()
+    );
 }
 
 fn print_text(results: &Results) -> Result<()> {
