@@ -4,12 +4,13 @@
 pub const RESAMPLES: usize = 1000;
 
 /// The middle 95 % of each score over [`RESAMPLES`] resamples of `n` records with replacement: `scores` is
-/// given the places of a resample's records. The same seed gives the same intervals.
+/// given the places of a resample's records. Resamples in which a score is not defined do not count in its
+/// interval, of which there is none where it never is. The same seed gives the same intervals.
 pub fn intervals(
     n: usize,
     seed: u64,
-    mut scores: impl FnMut(&[usize]) -> Vec<f64>,
-) -> Vec<(f64, f64)> {
+    mut scores: impl FnMut(&[usize]) -> Vec<Option<f64>>,
+) -> Vec<Option<(f64, f64)>> {
     if n == 0 {
         return Vec::new();
     }
@@ -21,14 +22,15 @@ pub fn intervals(
         let values = scores(&sample);
         columns.resize_with(values.len(), Vec::new);
         for (column, value) in columns.iter_mut().zip(values) {
-            column.push(value);
+            column.extend(value);
         }
     }
     columns
         .into_iter()
         .map(|mut column| {
             column.sort_by(f64::total_cmp);
-            (quantile(&column, 0.025), quantile(&column, 0.975))
+            let is_defined = !column.is_empty();
+            is_defined.then(|| (quantile(&column, 0.025), quantile(&column, 0.975)))
         })
         .collect()
 }
@@ -42,6 +44,8 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
@@ -49,15 +53,22 @@ mod tests {
         // 400 records, half of them right: the mean's standard error is 0.025.
         let right: Vec<f64> = (0..400).map(|i| f64::from(i % 2)).collect();
         let mean = |sample: &[usize]| {
-            vec![sample.iter().map(|&i| right[i]).sum::<f64>() / sample.len() as f64]
+            let sum: f64 = sample.iter().map(|&i| right[i]).sum();
+            vec![Some(sum / sample.len() as f64)]
         };
         let found = intervals(400, 1, mean);
-        let (low, high) = found[0];
+        let (low, high) = found[0].unwrap();
         assert!(
             (low - 0.451).abs() < 0.006 && (high - 0.549).abs() < 0.006,
             "{low} {high}"
         );
         assert_eq!(found, intervals(400, 1, mean));
         assert_ne!(found, intervals(400, 2, mean));
+    }
+
+    #[test]
+    fn samples_in_which_a_score_is_not_defined_do_not_count() {
+        let is_there = |sample: &[usize]| vec![sample.contains(&0).then_some(7.0), None];
+        assert_eq!(intervals(5, 1, is_there), [Some((7.0, 7.0)), None]);
     }
 }

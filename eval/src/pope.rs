@@ -35,10 +35,10 @@ impl Counts {
         *counter += 1;
     }
 
-    /// Accuracy, precision, recall, F1 and the part of yes among the answers, each from 0 to 1; 0 where
-    /// nothing is there to divide by.
-    pub fn scores(&self) -> [f64; 5] {
-        let ratio = |part: f64, whole: f64| if whole == 0.0 { 0.0 } else { part / whole };
+    /// Accuracy, precision, recall, F1 and the part of yes among the answers, each from 0 to 1; none where
+    /// nothing is there to divide by. F1 is 0 where precision or recall is.
+    pub fn scores(&self) -> [Option<f64>; 5] {
+        let ratio = |part: f64, whole: f64| (whole > 0.0).then(|| part / whole);
         let [tp, fp, tn, fn_] = [
             self.true_positives,
             self.false_positives,
@@ -47,13 +47,30 @@ impl Counts {
         ]
         .map(|count| count as f64);
         let all = tp + fp + tn + fn_;
-        let (precision, recall) = (ratio(tp, tp + fp), ratio(tp, tp + fn_));
         [
             ratio(tp + tn, all),
-            precision,
-            recall,
-            ratio(2.0 * precision * recall, precision + recall),
+            ratio(tp, tp + fp),
+            ratio(tp, tp + fn_),
+            ratio(2.0 * tp, 2.0 * tp + fp + fn_),
             ratio(tp + fp, all),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_divided_is_no_score() {
+        let mut counts = Counts::default();
+        assert_eq!(counts.scores(), [None; 5]);
+        counts.add(false, false);
+        let [accuracy, precision, recall, f1, yes] = counts.scores();
+        assert_eq!((accuracy, yes), (Some(1.0), Some(0.0)));
+        assert_eq!((precision, recall, f1), (None, None, None));
+        counts.add(false, true);
+        let scores = [Some(0.5), None, Some(0.0), Some(0.0), Some(0.0)];
+        assert_eq!(counts.scores(), scores);
     }
 }

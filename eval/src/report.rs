@@ -26,15 +26,15 @@ pub struct Report {
 pub struct Metric {
     /// What is measured.
     pub name: String,
-    /// The score.
-    pub value: f64,
+    /// The score; none where nothing counts in it, as the precision where no answer is yes.
+    pub value: Option<f64>,
     /// The middle 95 % of what other samples of questions would give; none where the score is no
-    /// statistic of single answers.
+    /// statistic of single answers, or is not there.
     pub interval: Option<(f64, f64)>,
 }
 
-/// A score of those records whose places are given.
-type Score<'a> = Box<dyn Fn(&[usize]) -> f64 + 'a>;
+/// A score of those records whose places are given, where they have one.
+type Score<'a> = Box<dyn Fn(&[usize]) -> Option<f64> + 'a>;
 
 /// A record that people answered, and the model's answer.
 type Answered<'d> = (&'d Record, &'d str);
@@ -74,13 +74,15 @@ pub fn score(dataset: &Dataset, answers: &[String], seed: u64) -> Report {
         .map(|((name, score), interval)| Metric {
             name: name.clone(),
             value: score(&all),
-            interval: Some(interval),
+            interval,
         })
         .collect();
     if dataset.task == Task::Gqa {
         metrics.push(Metric {
             name: "distribution".to_owned(),
-            value: gqa::distribution(answered.iter().filter_map(|answered| group(answered))),
+            value: Some(gqa::distribution(
+                answered.iter().filter_map(|answered| group(answered)),
+            )),
             interval: None,
         });
     }
@@ -99,7 +101,7 @@ fn mean<'a>(values: Vec<Option<f64>>, scale: f64) -> Score<'a> {
             sum += value;
             n += 1;
         }
-        scale * sum / f64::from(n.max(1))
+        (n > 0).then(|| scale * sum / f64::from(n))
     })
 }
 
@@ -241,7 +243,7 @@ fn caption_scores<'a>(answered: &[Answered<'_>]) -> Vec<(String, Score<'a>)> {
     for n in (0..MAX_N).rev() {
         let stats = stats.clone();
         let score: Score<'a> =
-            Box::new(move |sample| caption::bleu(sample.iter().map(|&i| &stats[i]))[n]);
+            Box::new(move |sample| Some(caption::bleu(sample.iter().map(|&i| &stats[i]))[n]));
         scores.push((format!("BLEU-{}", n + 1), score));
     }
     let rouge = pairs

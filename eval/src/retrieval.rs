@@ -136,15 +136,17 @@ pub fn score(
     let values = names
         .chain(["mean recall".to_owned()])
         .zip(scores(&all))
-        .zip(intervals(n, seed, scores));
+        .zip(intervals(n, seed, |sample| {
+            scores(sample).into_iter().map(Some).collect()
+        }));
     Report {
         task: dataset.task,
         records: n,
         metrics: values
             .map(|((name, value), interval)| Metric {
                 name,
-                value,
-                interval: Some(interval),
+                value: Some(value),
+                interval,
             })
             .collect(),
     }

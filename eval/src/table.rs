@@ -31,7 +31,11 @@ impl fmt::Display for Report {
         let width = names.fold(title.chars().count(), usize::max);
         write!(f, "{title:width$}     score  95 % interval")?;
         for metric in &self.metrics {
-            write!(f, "\n{:width$}  {:8.decimals$}", metric.name, metric.value)?;
+            write!(f, "\n{:width$}  ", metric.name)?;
+            match metric.value {
+                Some(value) => write!(f, "{value:8.decimals$}")?,
+                None => write!(f, "{:>8}", "-")?,
+            }
             if let Some((low, high)) = metric.interval {
                 write!(f, "  {low:.decimals$} to {high:.decimals$}")?;
             }
@@ -53,12 +57,17 @@ mod tests {
             metrics: vec![
                 Metric {
                     name: "accuracy".to_owned(),
-                    value: 51.4706,
+                    value: Some(51.4706),
                     interval: Some((45.5, 57.25)),
                 },
                 Metric {
                     name: "accuracy normalized".to_owned(),
-                    value: 100.0,
+                    value: Some(100.0),
+                    interval: None,
+                },
+                Metric {
+                    name: "accuracy open".to_owned(),
+                    value: None,
                     interval: None,
                 },
             ],
@@ -66,7 +75,8 @@ mod tests {
         let expected = "\
 GQA, 12 answers         score  95 % interval
 accuracy                51.47  45.50 to 57.25
-accuracy normalized    100.00";
+accuracy normalized    100.00
+accuracy open               -";
         assert_eq!(report.to_string(), expected);
     }
 }
