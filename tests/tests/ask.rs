@@ -346,6 +346,24 @@ fn the_likeliest_choice_is_the_answer() {
 }
 
 #[test]
+fn choices_of_the_command_line_are_those_of_lines_without_their_own() {
+    let (penguin, dog) = (picture("penguin"), picture("dog"));
+    let lines = [
+        json!({"image": penguin, "question": QUESTIONS[0]}),
+        json!({"image": dog, "question": QUESTIONS[0], "choices": ["a dog", "a cat", "a cow"]}),
+    ];
+    let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let args = ["--jsonl", "-", "--choices", "a banana,a penguin"];
+    let output = output(&mut ask(args), &lines);
+    assert!(output.status.success());
+    let rows = rows(&output.stdout);
+    for (row, answer, n) in [(&rows[0], "a penguin", 2), (&rows[1], "a dog", 3)] {
+        assert_eq!(row["text"], answer);
+        assert_eq!(row["choices"].as_array().unwrap().len(), n);
+    }
+}
+
+#[test]
 fn answers_are_json_of_the_schema() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("schema.json");

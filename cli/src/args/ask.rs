@@ -54,7 +54,7 @@ pub struct AskArgs {
     /// Read pictures and questions as JSON lines from a file, or from - for standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["inputs", "questions", "frames"])]
     pub jsonl: Option<PathBuf>,
-    /// Answer with the likeliest of these, separated by commas
+    /// Answer with the likeliest of these, separated by commas; with --jsonl, where a line has none of its own
     #[arg(
         long,
         value_delimiter = ',',

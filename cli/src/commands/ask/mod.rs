@@ -44,7 +44,8 @@ pub fn run(args: &AskArgs) -> Result<ExitCode> {
 async fn ask(args: &AskArgs) -> Result<ExitCode> {
     if let Some(path) = &args.jsonl {
         let asker = Asker::open(args, None).await?;
-        return answer_all(&asker, lines(path)?, true).await;
+        let questions = lines(path)?.map(|read| read.map(|asked| asked.map(|of| with(args, of))));
+        return answer_all(&asker, questions, true).await;
     }
     let asked = args.asked().unwrap_or_else(|error| error.exit());
     if args.repeat {
@@ -87,6 +88,17 @@ fn question(args: &AskArgs, pictures: &[Source], text: &str) -> Question {
         pictures: pictures.to_vec(),
         text: text.to_owned(),
         choices: args.choices.clone(),
+    }
+}
+
+/// A line's question; the choices of the command line are those of lines without their own.
+fn with(args: &AskArgs, question: Question) -> Question {
+    match question.choices.is_empty() {
+        true => Question {
+            choices: args.choices.clone(),
+            ..question
+        },
+        false => question,
     }
 }
 
