@@ -45,6 +45,8 @@ pub struct Choice {
     pub mean_logprob: Option<f32>,
     /// How many tokens that is.
     pub tokens: usize,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
 }
 
 /// The answers to one request.
@@ -52,8 +54,6 @@ pub struct Choice {
 pub struct Answers {
     /// Each of them.
     pub choices: Vec<Choice>,
-    /// Why the last of them ended.
-    pub finish_reason: FinishReason,
     /// Rows of the prompt, and tokens of all answers.
     pub usage: Usage,
 }
@@ -71,6 +71,7 @@ pub async fn collect(
         text: prefix.to_owned(),
         mean_logprob: None,
         tokens: 0,
+        finish_reason: FinishReason::Length,
     };
     let mut choices = vec![begun; n];
     let mut left = n;
@@ -86,6 +87,7 @@ pub async fn collect(
                     choice.text.push_str(&summary.text);
                     choice.mean_logprob = summary.mean_logprob;
                     choice.tokens = summary.usage.completion_tokens;
+                    choice.finish_reason = summary.finish_reason;
                 }
                 left -= 1;
                 if left == 0 {
@@ -93,11 +95,7 @@ pub async fn collect(
                         completion_tokens: choices.iter().map(|choice| choice.tokens).sum(),
                         ..summary.usage
                     };
-                    return Ok(Answers {
-                        choices,
-                        finish_reason: summary.finish_reason,
-                        usage,
-                    });
+                    return Ok(Answers { choices, usage });
                 }
             }
             Event::Error(error) => return Err(error.into()),
@@ -138,4 +136,50 @@ pub fn context(
     // A token is a byte at least.
     let rows = TEMPLATE_TOKENS + manifest.num_query_tokens + text_bytes + sequences * max_tokens;
     rows.next_multiple_of(256)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::panic, clippy::unwrap_used)]
+
+    use bridge::event::{Summary, Timings};
+
+    use super::*;
+
+    fn done(choice: usize, text: &str, finish_reason: FinishReason) -> Event {
+        Event::Done(Summary {
+            choice,
+            finish_reason,
+            usage: Usage {
+                completion_tokens: 3,
+                ..Usage::default()
+            },
+            timings: Timings::default(),
+            text: text.to_owned(),
+            logprobs: Vec::new(),
+            mean_logprob: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn each_answer_knows_why_it_ended() {
+        let (sender, events) = tokio::sync::mpsc::channel(2);
+        for event in [
+            done(1, " b", FinishReason::Stop),
+            done(0, " a", FinishReason::Length),
+        ] {
+            sender.send(event).await.unwrap();
+        }
+        let Ok(answers) = collect(events, 2, "so").await else {
+            panic!("no answers");
+        };
+        let found: Vec<_> = (answers.choices.iter())
+            .map(|choice| (choice.text.as_str(), choice.finish_reason))
+            .collect();
+        assert_eq!(
+            found,
+            [("so a", FinishReason::Length), ("so b", FinishReason::Stop)]
+        );
+        assert_eq!(answers.usage.completion_tokens, 6);
+    }
 }

@@ -133,7 +133,6 @@ impl Captioner {
             Ok(answers) => Row {
                 image: name,
                 key,
-                finish_reason: Some(answers.finish_reason),
                 usage: Some(answers.usage),
                 ..self.row(answers.choices)
             },
@@ -181,6 +180,7 @@ impl Captioner {
             let score = |caption: &Choice| caption.mean_logprob.unwrap_or(f32::NEG_INFINITY);
             captions.sort_by(|a, b| score(b).total_cmp(&score(a)));
         }
+        let finish_reason = captions.first().map(|best| best.finish_reason);
         let best = captions.first().and_then(|best| best.mean_logprob);
         if let Some(least) = self.min_score {
             captions.retain(|caption| caption.mean_logprob.is_some_and(|score| score >= least));
@@ -198,6 +198,7 @@ impl Captioner {
             score: best.filter(|_| self.has_scores).map(rounded),
             scores: (has_several && self.has_scores).then(scores),
             captions: has_several.then_some(texts),
+            finish_reason,
             ..Row::default()
         }
     }

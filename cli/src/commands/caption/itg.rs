@@ -109,10 +109,10 @@ impl Writer {
             text: caption.text,
             mean_logprob: caption.mean_logprob,
             tokens: caption.ids.len(),
+            finish_reason,
         };
         Ok(Answers {
             choices: vec![choice],
-            finish_reason,
             usage,
         })
     }

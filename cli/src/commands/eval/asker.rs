@@ -97,7 +97,7 @@ impl Asker {
         match self.answer(record).await {
             Ok((answer, finish_reason, usage)) => Ok(Row {
                 answer: Some(answer),
-                finish_reason: Some(finish_reason),
+                finish_reason,
                 usage: Some(usage),
                 ..row
             }),
@@ -109,7 +109,11 @@ impl Asker {
         }
     }
 
-    async fn answer(&self, record: &Record) -> Result<(String, FinishReason, Usage), Failure> {
+    /// The answer, why it ended where it was not chosen, and what it took.
+    async fn answer(
+        &self,
+        record: &Record,
+    ) -> Result<(String, Option<FinishReason>, Usage), Failure> {
         let path = record.find_picture(&self.images);
         let path = path.map_err(|error| Failure::Picture(error.to_string()))?;
         let file = read_image(path, |_| Ok(())).await?;
@@ -123,12 +127,16 @@ impl Asker {
         let choices = &settings.choices;
         if choices.is_empty() {
             let answers = collect(self.model.submit(request)?, 1, "").await?;
-            let text = answers.choices.first().map_or("", |choice| &choice.text);
-            return Ok((text.trim().to_owned(), answers.finish_reason, answers.usage));
+            let first = answers.choices.into_iter().next();
+            let (text, finish_reason) = first
+                .map(|choice| (choice.text, choice.finish_reason))
+                .unzip();
+            let text = text.unwrap_or_default();
+            return Ok((text.trim().to_owned(), finish_reason, answers.usage));
         }
         let answers = collect(self.model.score(request, choices)?, choices.len(), "").await?;
         let best = likeliest(choices, &answers.choices).unwrap_or_default();
-        Ok((best, answers.finish_reason, answers.usage))
+        Ok((best, None, answers.usage))
     }
 }
 
