@@ -182,6 +182,31 @@ fn a_refused_turn_leaves_its_picture_to_the_next() {
 }
 
 #[test]
+fn only_conversations_are_saved_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shown, mine) = (dir.path().join("dog.png"), dir.path().join("mine.json"));
+    std::fs::copy(picture("dog"), &shown).unwrap();
+    std::fs::write(&mine, "{\"mine\": 1}").unwrap();
+    let save = |path: &Path| format!("/save {}", path.display());
+    let saved = dir.path().join("talk.json");
+    let lines = [save(&shown), save(&mine), save(&saved), save(&saved)];
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let output = chat([shown.to_str().unwrap(), "--json"], &lines);
+    assert_eq!(output.status.code(), Some(1));
+    let rows = rows(&output);
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    for (row, name) in rows.iter().zip(["dog.png", "mine.json"]) {
+        let error = row["error"].as_str().unwrap();
+        assert!(error.contains(name), "{error}");
+        assert!(error.contains("/save another file"), "{error}");
+    }
+    let bytes = |path: &str| std::fs::read(path).unwrap();
+    assert_eq!(std::fs::read(&shown).unwrap(), bytes(&picture("dog")));
+    assert_eq!(std::fs::read(&mine).unwrap(), b"{\"mine\": 1}");
+    assert!(saved.exists());
+}
+
+#[test]
 fn an_empty_line_has_pictures_described() {
     let caption = stdout(
         qbridge(["caption", "--cache-type", "f32", "--max-tokens", "24"])

@@ -1,5 +1,7 @@
 //! What was said and shown, and its form in files: the body of a chat completion, as OpenAI's API has it.
 
+use std::io::Read;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use qbridge::{Picture, Request};
@@ -82,8 +84,8 @@ impl Conversation {
     ///
     /// # Errors
     /// It is none, or holds what cannot be gone on with; the text names the message.
-    pub fn from_json(text: &[u8]) -> Result<Conversation, String> {
-        let body: Body = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    pub fn from_json(text: impl Read) -> Result<Conversation, String> {
+        let body: Body = serde_json::from_reader(text).map_err(|error| error.to_string())?;
         let turns = body.messages.into_iter().enumerate();
         let turns = turns
             .map(|(index, message)| message.turn(index))
@@ -295,9 +297,9 @@ mod tests {
             let error = Conversation::from_json(text.as_bytes()).unwrap_err();
             assert!(error.contains(told), "{text}: {error}");
         }
-        assert!(Conversation::from_json(b"[]").is_err());
+        assert!(Conversation::from_json(&b"[]"[..]).is_err());
         assert!(
-            Conversation::from_json(b"{\"messages\": [], \"temperature\": 1}")
+            Conversation::from_json(&b"{\"messages\": [], \"temperature\": 1}"[..])
                 .unwrap_err()
                 .contains("temperature")
         );

@@ -6,7 +6,8 @@
 mod commands;
 mod conversation;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::BufReader;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -169,6 +170,7 @@ impl<'a> Chat<'a> {
     }
 
     fn save(&self, path: &Path) -> Result<()> {
+        check_save(path)?;
         let text = self.conversation.to_json(&self.model.manifest().name)?;
         fs::write(path, text).with_context(|| path.display().to_string())?;
         if self.lines.is_terminal() {
@@ -255,8 +257,20 @@ fn open_picture(path: &Path) -> Result<Named> {
 
 fn load(path: &Path) -> Result<Conversation> {
     let named = || path.display().to_string();
-    let text = fs::read(path).with_context(named)?;
-    Conversation::from_json(&text)
+    let file = File::open(path).with_context(named)?;
+    Conversation::from_json(BufReader::new(file))
         .map_err(|reason| anyhow!(reason))
         .with_context(named)
+}
+
+/// Refuses to write over what is no saved conversation, such as the picture itself. Devices and pipes lose nothing.
+fn check_save(path: &Path) -> Result<()> {
+    let holds_something = |metadata: fs::Metadata| metadata.is_file() && metadata.len() > 0;
+    if path.metadata().is_ok_and(holds_something) && load(path).is_err() {
+        bail!(
+            "{} is there and holds no conversation: /save another file, or remove it first",
+            path.display()
+        );
+    }
+    Ok(())
 }
