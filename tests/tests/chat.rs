@@ -182,6 +182,18 @@ fn a_refused_turn_leaves_its_picture_to_the_next() {
 }
 
 #[test]
+fn a_picture_of_which_nothing_was_said_is_saved_and_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let saved = dir.path().join("talk.json");
+    let save = format!("/save {}", saved.display());
+    assert_eq!(text(&chat([picture("banana")], &[&save])), "");
+    let body: Value = serde_json::from_slice(&std::fs::read(&saved).unwrap()).unwrap();
+    assert_eq!(body["messages"].as_array().unwrap().len(), 1);
+    let load = ["--load", saved.to_str().unwrap()];
+    assert_eq!(text(&chat(load, &[TURNS[0]])).trim(), "a banana");
+}
+
+#[test]
 fn only_conversations_are_saved_over() {
     let dir = tempfile::tempdir().unwrap();
     let (shown, mine) = (dir.path().join("dog.png"), dir.path().join("mine.json"));

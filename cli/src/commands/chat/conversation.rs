@@ -52,6 +52,24 @@ impl Conversation {
         self.turns.pop();
     }
 
+    /// Takes the pictures of a last turn that says nothing: they go with what is said next.
+    pub fn take_shown(&mut self) -> Vec<Picture> {
+        let is_picture = |part: &Part| matches!(part, Part::Picture(_));
+        let last = self.turns.pop_if(|turn| match turn {
+            Turn::User(parts) => parts.iter().all(is_picture),
+            _ => false,
+        });
+        let parts = match last {
+            Some(Turn::User(parts)) => parts,
+            _ => Vec::new(),
+        };
+        let pictures = parts.into_iter().filter_map(|part| match part {
+            Part::Picture(picture) => Some(picture),
+            Part::Text(_) => None,
+        });
+        pictures.collect()
+    }
+
     /// All of it, as the model is asked.
     pub fn request(&self) -> Request {
         let mut request = Request::new();
@@ -255,6 +273,16 @@ mod tests {
             Conversation::from_json(text.as_bytes()).unwrap(),
             conversation()
         );
+    }
+
+    #[test]
+    fn pictures_that_nothing_was_said_of_are_taken_up_again() {
+        let mut talk = conversation();
+        assert_eq!(talk.take_shown(), []);
+        let pictures = [vec![1], vec![2]].map(Picture::from);
+        talk.say(pictures.iter().cloned().map(Part::Picture).collect());
+        assert_eq!(talk.take_shown(), pictures);
+        assert_eq!(talk, conversation());
     }
 
     #[test]

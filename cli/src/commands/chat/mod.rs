@@ -48,12 +48,13 @@ struct Chat<'a> {
 
 impl<'a> Chat<'a> {
     async fn open(args: &'a ChatArgs) -> Result<Chat<'a>> {
-        let conversation = match &args.load {
-            Some(path) => load(path)?,
-            None => Conversation::default(),
+        let (conversation, mut pictures) = match &args.load {
+            Some(path) => load_shown(path)?,
+            None => (Conversation::default(), Vec::new()),
         };
-        let pictures = args.pictures.iter().map(|path| open_picture(path));
-        let pictures = pictures.collect::<Result<Vec<_>>>()?;
+        for path in &args.pictures {
+            pictures.push(open_picture(path)?);
+        }
         let options = ModelOptions {
             num_beams: args.generation.num_beams.map(usize::from),
             ..model_options(&args.engine, 1)
@@ -171,10 +172,15 @@ impl<'a> Chat<'a> {
 
     fn save(&self, path: &Path) -> Result<()> {
         check_save(path)?;
-        let text = self.conversation.to_json(&self.model.manifest().name)?;
+        let mut conversation = self.conversation.clone();
+        if !self.shown.is_empty() {
+            // Nothing is said of them yet.
+            conversation.say(self.shown.iter().map(part).collect());
+        }
+        let text = conversation.to_json(&self.model.manifest().name)?;
         fs::write(path, text).with_context(|| path.display().to_string())?;
         if self.lines.is_terminal() {
-            eprintln!("{} messages in {}", self.conversation.len(), path.display());
+            eprintln!("{} messages in {}", conversation.len(), path.display());
         }
         Ok(())
     }
@@ -185,10 +191,7 @@ impl<'a> Chat<'a> {
         if is_blank && self.shown.is_empty() {
             return Ok(());
         }
-        let pictures = self
-            .shown
-            .iter()
-            .map(|named| Part::Picture(named.picture.clone()));
+        let pictures = self.shown.iter().map(part);
         let text = (!is_blank).then(|| Part::Text(line.to_owned()));
         self.conversation.say(pictures.chain(text).collect());
         let row = self.row(line);
@@ -261,6 +264,26 @@ fn load(path: &Path) -> Result<Conversation> {
     Conversation::from_json(BufReader::new(file))
         .map_err(|reason| anyhow!(reason))
         .with_context(named)
+}
+
+/// A conversation, and the pictures of which nothing was said yet.
+fn load_shown(path: &Path) -> Result<(Conversation, Vec<Named>)> {
+    let mut conversation = load(path)?;
+    let pictures = conversation.take_shown().into_iter();
+    let shown = pictures.map(|picture| Named {
+        name: path.display().to_string(),
+        picture,
+    });
+    let shown = shown.collect::<Vec<_>>();
+    for named in &shown {
+        named.picture.check().with_context(|| named.name.clone())?;
+    }
+    Ok((conversation, shown))
+}
+
+/// A picture as what is said holds it.
+fn part(named: &Named) -> Part {
+    Part::Picture(named.picture.clone())
 }
 
 /// Refuses to write over what is no saved conversation, such as the picture itself. Devices and pipes lose nothing.
