@@ -29,7 +29,7 @@ fn ask<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) -> Command 
     command
 }
 
-fn output(command: &mut Command, stdin: &str) -> Output {
+fn output(command: &mut Command, stdin: impl AsRef<[u8]>) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -40,7 +40,7 @@ fn output(command: &mut Command, stdin: &str) -> Output {
         .stdin
         .take()
         .unwrap()
-        .write_all(stdin.as_bytes())
+        .write_all(stdin.as_ref())
         .unwrap();
     child.wait_with_output().unwrap()
 }
@@ -465,6 +465,17 @@ fn questions_from_a_pipe_are_answered_one_by_one() {
     assert_eq!(rows[1]["text"], "a dog");
     let error = one_line_error(&mut ask(["absent.png", "--repeat"]));
     assert!(error.contains("absent.png"), "{error}");
+}
+
+#[test]
+fn a_question_that_is_not_utf8_is_told_and_the_next_is_answered() {
+    let questions = [b"caf\xe9?\n".as_slice(), b"What is this?\r\n"].concat();
+    let output = output(ask([&picture("dog"), "--repeat"]).arg("--json"), questions);
+    assert_eq!(output.status.code(), Some(1));
+    let rows = rows(&output.stdout);
+    assert_eq!(rows[0]["error"], "the line is not UTF-8");
+    assert_eq!(rows[0]["images"], json!([picture("dog")]));
+    assert_eq!(rows[1]["text"], "a dog");
 }
 
 #[test]

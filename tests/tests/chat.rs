@@ -16,6 +16,14 @@ fn picture(name: &str) -> String {
 }
 
 fn chat<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>, lines: &[&str]) -> Output {
+    let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    chat_bytes(args, lines.as_bytes())
+}
+
+fn chat_bytes<A: AsRef<std::ffi::OsStr>>(
+    args: impl IntoIterator<Item = A>,
+    lines: &[u8],
+) -> Output {
     let mut child = qbridge(["chat", "--cache-type", "f32", "--max-tokens", "24"])
         .arg(demo_bundle())
         .args(args)
@@ -25,9 +33,7 @@ fn chat<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>, lines: &[&
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    for line in lines {
-        writeln!(stdin, "{line}").unwrap();
-    }
+    stdin.write_all(lines).unwrap();
     drop(stdin);
     child.wait_with_output().unwrap()
 }
@@ -178,6 +184,17 @@ fn a_refused_turn_leaves_its_picture_to_the_next() {
     let error = rows[0]["error"].as_str().unwrap();
     assert!(error.contains("the context holds 256"), "{error}");
     assert_eq!(rows[1]["images"], json!([picture("banana")]));
+    assert_eq!(rows[1]["text"], "a banana");
+}
+
+#[test]
+fn a_line_that_is_not_utf8_is_told_and_the_next_is_answered() {
+    let lines = b"caf\xe9?\nWhat is this?\n";
+    let output = chat_bytes([&picture("banana"), "--json"], lines);
+    assert_eq!(output.status.code(), Some(1));
+    let rows = rows(&output);
+    assert_eq!(rows[0]["error"], "the line is not UTF-8");
+    assert_eq!(rows[0]["question"], "caf\u{fffd}?");
     assert_eq!(rows[1]["text"], "a banana");
 }
 

@@ -21,6 +21,8 @@ const MAX_HISTORY: usize = 1000;
 pub enum Line {
     /// A line, without its end.
     Text(String),
+    /// A line that is not UTF-8, as far as it can be read.
+    NotUtf8(String),
     /// Ctrl-C instead of the line that was begun.
     Cancelled,
     /// SIGINT while a pipe was waited for.
@@ -37,7 +39,7 @@ pub enum Lines {
         history: Option<PathBuf>,
     },
     /// Anything else.
-    Pipe(mpsc::Receiver<io::Result<String>>),
+    Pipe(mpsc::Receiver<io::Result<Line>>),
 }
 
 impl Lines {
@@ -52,10 +54,10 @@ impl Lines {
             std::thread::Builder::new()
                 .name("qbridge-lines".to_owned())
                 .spawn(move || {
-                    let mut lines = io::stdin().lock().lines();
+                    let mut lines = io::stdin().lock().split(b'\n');
                     while lines
                         .next()
-                        .is_some_and(|line| sender.blocking_send(line).is_ok())
+                        .is_some_and(|line| sender.blocking_send(line.map(read)).is_ok())
                     {
                     }
                 })?;
@@ -93,7 +95,7 @@ impl Lines {
     /// The next line. `prompt` stands before it on a terminal.
     ///
     /// # Errors
-    /// It cannot be read, or is not UTF-8.
+    /// It cannot be read.
     pub async fn next(&mut self, prompt: &str) -> Result<Line> {
         match self {
             // Nothing else is to be done while somebody types.
@@ -112,12 +114,23 @@ impl Lines {
             },
             Lines::Pipe(lines) => tokio::select! {
                 line = lines.recv() => match line {
-                    Some(line) => Ok(Line::Text(line.context("standard input")?)),
+                    Some(line) => line.context("standard input"),
                     None => Ok(Line::End),
                 },
                 _ = tokio::signal::ctrl_c() => Ok(Line::Interrupted),
             },
         }
+    }
+}
+
+/// A line of a pipe, without the end that Windows gives it.
+fn read(mut line: Vec<u8>) -> Line {
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    match String::from_utf8(line) {
+        Ok(line) => Line::Text(line),
+        Err(error) => Line::NotUtf8(String::from_utf8_lossy(error.as_bytes()).into_owned()),
     }
 }
 
@@ -176,3 +189,18 @@ impl Hinter for Words {
 impl Highlighter for Words {}
 impl Validator for Words {}
 impl Helper for Words {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_pipe_need_not_be_utf8() {
+        let text = |line: &str| Line::Text(line.to_owned());
+        assert_eq!(read("ein Bär".into()), text("ein Bär"));
+        assert_eq!(read(b"what?\r".to_vec()), text("what?"));
+        assert_eq!(read(Vec::new()), text(""));
+        let line = Line::NotUtf8("B\u{fffd}r".to_owned());
+        assert_eq!(read(b"B\xe4r".to_vec()), line);
+    }
+}

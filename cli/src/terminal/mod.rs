@@ -12,6 +12,9 @@ use std::io::{self, IsTerminal, Write};
 pub use lines::{Line, Lines};
 pub use pictures::Drawing;
 
+/// Why a line is not taken.
+pub const NOT_UTF8: &str = "the line is not UTF-8";
+
 /// Text for people or programs, on standard output.
 #[derive(Debug, Clone, Copy)]
 pub struct Printer {

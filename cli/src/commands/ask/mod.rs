@@ -22,7 +22,7 @@ use super::answers::{Failure, Named, Row};
 use super::{INTERRUPTED, print_json};
 use crate::args::{AskArgs, Asked};
 use crate::signals::interruptible;
-use crate::terminal::{Line, Lines, Printer};
+use crate::terminal::{Line, Lines, NOT_UTF8, Printer};
 
 /// Lines that were read and wait to be asked.
 const READ: usize = 4;
@@ -120,13 +120,20 @@ async fn repeat(args: &AskArgs, asked: &Asked) -> Result<ExitCode> {
         let text = match lines.next("? ").await? {
             Line::Text(text) if text.trim().is_empty() => continue,
             Line::Text(text) => text,
+            Line::NotUtf8(text) => {
+                has_failed = true;
+                for pictures in &shown {
+                    let row = question(args, &here(pictures), &text).row();
+                    report(&row.failed(NOT_UTF8.to_owned()), args.json)?;
+                }
+                continue;
+            }
             Line::Cancelled => continue,
             Line::Interrupted => return Ok(ExitCode::from(INTERRUPTED)),
             Line::End => break,
         };
         for pictures in &shown {
-            let sources: Vec<Source> = pictures.iter().cloned().map(Source::Here).collect();
-            let question = question(args, &sources, &text);
+            let question = question(args, &here(pictures), &text);
             let answer = async {
                 match shown.len() {
                     1 => answer(&asker, &question, pictures, args.json).await,
@@ -149,6 +156,11 @@ async fn repeat(args: &AskArgs, asked: &Asked) -> Result<ExitCode> {
         }
     }
     Ok(exit_code(!has_failed || lines.is_terminal()))
+}
+
+/// Pictures that were read, as those of a question.
+fn here(pictures: &[Named]) -> Vec<Source> {
+    pictures.iter().cloned().map(Source::Here).collect()
 }
 
 fn exit_code(is_success: bool) -> ExitCode {

@@ -20,7 +20,7 @@ use super::answers::{self, Failure, Named, Row, generation};
 use super::{INTERRUPTED, model_options, print_json};
 use crate::args::ChatArgs;
 use crate::signals::interruptible;
-use crate::terminal::{Drawing, Line, Lines, Printer};
+use crate::terminal::{Drawing, Line, Lines, NOT_UTF8, Printer};
 
 /// Columns of a terminal that does not tell its size.
 const COLUMNS: u16 = 80;
@@ -94,6 +94,10 @@ impl<'a> Chat<'a> {
         loop {
             let line = match self.lines.next("> ").await? {
                 Line::Text(line) => line,
+                Line::NotUtf8(line) => {
+                    self.fail(&line, NOT_UTF8.to_owned())?;
+                    continue;
+                }
                 Line::Cancelled => continue,
                 Line::Interrupted => return Ok(ExitCode::from(INTERRUPTED)),
                 Line::End => break,
