@@ -209,6 +209,78 @@ fn answers_come_in_several_forms() {
 }
 
 #[test]
+fn answers_to_something_else_are_refused() {
+    let files = Task::Pope.find(&golden("pope"), None).unwrap();
+    let dataset = Dataset::read(Task::Pope, &files, Some(3)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("answers");
+    let lines = |with_id: bool| -> Vec<String> {
+        let line = |record: &eval::Record| {
+            let (id, question) = (&record.id, record.question.to_uppercase());
+            let id = with_id
+                .then(|| format!("\"id\":\"{id}\","))
+                .unwrap_or_default();
+            format!("{{{id}\"question\":\"{question}\",\"answer\":\"yes\"}}")
+        };
+        dataset.records.iter().map(line).collect()
+    };
+    let settings = |task: &str, num_beams: u64| {
+        format!("{{\"settings\":{{\"task\":\"{task}\",\"num_beams\":{num_beams}}}}}")
+    };
+    let check = |lines: &[String], is_part: bool| -> Result<(), String> {
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let answers = Answers::read(&path).map_err(|error| error.to_string())?;
+        let checked = answers.check(&dataset, &path, is_part);
+        checked.map_err(|error| error.to_string())
+    };
+    for with_id in [false, true] {
+        let of_file = lines(with_id);
+        check(&of_file, false).unwrap();
+        // The same twice, as of two parts.
+        let begun = [vec![settings("pope", 1); 2], of_file.clone()].concat();
+        check(&begun, false).unwrap();
+        let mut more = of_file.clone();
+        more.push(match with_id {
+            true => "{\"id\":\"x\",\"answer\":\"no\"}".to_owned(),
+            false => of_file[0].clone(),
+        });
+        check(&more, true).unwrap();
+        let told = check(&more, false).unwrap_err();
+        assert!(told.contains("line 4: "), "{told}");
+    }
+    let mut reversed = lines(false);
+    reversed.reverse();
+    let told = check(&reversed, false).unwrap_err();
+    assert!(told.contains("line 1: question is "), "{told}");
+    let error = "{\"answer\":null,\"error\":\"broken\"}".to_owned();
+    for (lines, told) in [
+        (
+            vec![settings("pope", 1), settings("pope", 2)],
+            "line 2: settings.num_beams is 2, and 1 in line 1",
+        ),
+        (
+            vec![settings("vqav2", 1)],
+            "line 1: settings.task is \"vqav2\", and pope is scored",
+        ),
+        (
+            vec![error],
+            "line 1: an error in the place of an answer needs an id",
+        ),
+        (
+            vec![lines(false)[0].clone(), lines(true)[1].clone()],
+            "line 2: id: those before have no id",
+        ),
+        (
+            vec![lines(true)[0].clone(), lines(false)[1].clone()],
+            "line 2: no id, which those before have",
+        ),
+    ] {
+        let error = check(&lines, false).unwrap_err();
+        assert!(error.contains(told), "{error}");
+    }
+}
+
+#[test]
 fn rows_with_an_error_are_known_and_have_no_answer() {
     let files = Task::Gqa.find(&golden("gqa"), None).unwrap();
     let mut dataset = Dataset::read(Task::Gqa, &files, Some(2)).unwrap();

@@ -390,6 +390,28 @@ fn there_is_no_submission_while_questions_failed() {
 }
 
 #[test]
+fn answers_to_other_questions_are_refused() {
+    let data = golden("eval/pope");
+    let text = std::fs::read_to_string(data.join("answers.json")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.jsonl");
+    let refused = |lines: &[&str], told: &str| {
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let mut command = qbridge(["eval", "--task", "pope"]);
+        command.arg("--data").arg(&data).arg("--answers").arg(&path);
+        let error = one_line_error(&mut command);
+        assert!(error.contains(told), "{error}");
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let reversed: Vec<&str> = lines.iter().rev().copied().collect();
+    refused(&reversed, "line 1: question is ");
+    let too_many = [lines.as_slice(), &lines[..1]].concat();
+    refused(&too_many, "this is the first too many");
+    let settings = ["{\"settings\":{\"seed\":1}}", "{\"settings\":{\"seed\":2}}"];
+    refused(&settings, "line 2: settings.seed is 2, and 1 in line 1");
+}
+
+#[test]
 fn captions_need_no_question_and_test_splits_no_references() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

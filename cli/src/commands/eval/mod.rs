@@ -53,6 +53,12 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
     match (&args.bundle, &args.answers) {
         (_, Some(path)) => {
             let answers = Answers::read(path)?;
+            if answers.are_in_order() && args.shard.is_some() {
+                bail!(
+                    "{}: these answers have no ids, so that their order is that of all questions: leave out --shard",
+                    path.display()
+                );
+            }
             Results::new(args, dataset, &answers, path)?.print(args)
         }
         (Some(bundle), None) if args.task.is_retrieval() => {

@@ -38,13 +38,15 @@ impl Results {
     /// for and no question failed.
     ///
     /// # Errors
-    /// A question has neither an answer nor an error, or the answers cannot be written.
+    /// A question has neither an answer nor an error, an answer is to something else, or the answers cannot be written.
     pub fn new(
         args: &EvalArgs,
         mut dataset: Dataset,
         answers: &Answers,
         path: &Path,
     ) -> Result<Results> {
+        let is_part = args.limit.is_some() || args.shard.is_some();
+        answers.check(&dataset, path, is_part)?;
         let asked = dataset.records.len();
         let records = &mut dataset.records;
         records.retain(|record| !answers.has_failed(&record.id));
