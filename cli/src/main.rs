@@ -15,18 +15,20 @@ mod progress;
 mod signals;
 mod tables;
 mod terminal;
+mod told;
 
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Command, LogFormat};
+use crate::told::told;
 
 fn main() -> ExitCode {
     let cli = match config::parse() {
         Ok(cli) => cli,
         Err(error) => {
-            eprintln!("qbridge: {error:#}");
+            eprintln!("qbridge: {}", told(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -70,7 +72,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("qbridge: {error:#}");
+            eprintln!("qbridge: {}", told(&error));
             ExitCode::FAILURE
         }
     }

@@ -139,6 +139,7 @@ fn commands_show_reset_and_fail_without_ending_it() {
             &dog,
             TURNS[0],
             &broken,
+            "/image absent.png",
             "/imge x",
             "/save /none/x.json",
             "/help",
@@ -149,7 +150,7 @@ fn commands_show_reset_and_fail_without_ending_it() {
     );
     assert_eq!(output.status.code(), Some(1));
     let rows = rows(&output);
-    assert_eq!(rows.len(), 5, "{rows:?}");
+    assert_eq!(rows.len(), 6, "{rows:?}");
     assert_eq!(rows[0]["text"], "a penguin");
     // As if it were the first question.
     let alone = stdout(
@@ -162,12 +163,15 @@ fn commands_show_reset_and_fail_without_ending_it() {
         rows[1]["usage"]["image_tokens"],
         rows[0]["usage"]["image_tokens"]
     );
-    for (row, told) in rows[2..]
-        .iter()
-        .zip(["broken.png", "/help lists", "/none/x.json"])
+    for (row, told) in
+        rows[2..]
+            .iter()
+            .zip(["broken.png", "absent.png", "/help lists", "/none/x.json"])
     {
         assert!(row["error"].as_str().unwrap().contains(told), "{row}");
     }
+    let absent = rows[3]["error"].as_str().unwrap();
+    assert_eq!(absent.matches("No such file").count(), 1, "{absent}");
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.contains("/image PATH"), "{told}");
 }

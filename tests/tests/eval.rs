@@ -531,6 +531,13 @@ fn what_does_not_go_together_is_refused() {
         );
         assert_eq!(std::fs::read_to_string(dir.join("b.jsonl")).unwrap(), mine);
     }
+    let error = one_line_error(
+        qbridge(["eval", "--answers", "absent.jsonl"])
+            .args(VQAV2)
+            .current_dir(dir),
+    );
+    assert!(error.contains("absent.jsonl"), "{error}");
+    assert_eq!(error.matches("No such file").count(), 1, "{error}");
     refused(&["--prompt", "what?"], "no place for the question");
     refused(&["--split", "minival"], "vqav2 has no split \"minival\"");
     refused(

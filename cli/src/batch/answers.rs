@@ -9,6 +9,7 @@ use bridge::event::{Event, FinishReason, Usage};
 use tokio::sync::mpsc::Receiver;
 
 use crate::input;
+use crate::told::told;
 
 /// Pictures in flight beside those that the language model works on: two batches of the ViT, so that one is read and
 /// decoded while the other is computed.
@@ -115,7 +116,7 @@ pub async fn read_image(
     let read = move || check(&path).and_then(|()| input::read_image(&path));
     let read = tokio::task::spawn_blocking(read).await;
     read.map_err(|error| Failure::Run(error.into()))?
-        .map_err(|error| Failure::Picture(format!("{error:#}")))
+        .map_err(|error| Failure::Picture(told(&error)))
 }
 
 /// Says on standard error why a picture failed, with its name once.

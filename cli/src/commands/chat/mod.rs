@@ -21,6 +21,7 @@ use super::{INTERRUPTED, model_options, print_json};
 use crate::args::ChatArgs;
 use crate::signals::interruptible;
 use crate::terminal::{Drawing, Line, Lines, NOT_UTF8, Printer};
+use crate::told::told;
 
 /// Columns of a terminal that does not tell its size.
 const COLUMNS: u16 = 80;
@@ -158,7 +159,7 @@ impl<'a> Chat<'a> {
             }
             Command::Quit => Ok(()),
         };
-        done.map_err(|error| Failure::Question(format!("{error:#}")))
+        done.map_err(|error| Failure::Question(told(&error)))
     }
 
     /// Shows a picture with what is said next.
