@@ -203,6 +203,34 @@ fn lines_are_answered_in_their_order_and_bad_ones_disturb_none() {
 }
 
 #[test]
+fn a_refused_line_comes_back_with_what_it_held() {
+    let dog = picture("dog");
+    let lines = [
+        json!({"id": "a", "image": dog, "question": QUESTIONS[1], "colour": "red"}).to_string(),
+        "[]".to_owned(),
+        format!("{{\"id\": 18446744073709551616, \"image\": \"{dog}\", \"question\": \"what?\"}}"),
+        json!({"image": dog, "question": QUESTIONS[0], "choices": ["yes", "yes"]}).to_string(),
+    ];
+    // As some editors begin a file.
+    let text = format!("\u{feff}{}\n", lines.join("\n"));
+    let output = output(&mut ask(["--jsonl", "-"]), text);
+    assert_eq!(output.status.code(), Some(1));
+    let rows = rows(&output.stdout);
+    assert_eq!(rows[0]["question"], QUESTIONS[1]);
+    assert_eq!(rows[0]["images"], json!([dog]));
+    assert_eq!(rows[0]["id"], "a");
+    for (row, told) in rows.iter().zip([
+        "line 1: unknown field `colour`",
+        "line 2: an object is expected",
+        "line 3: id is a number that would not come back",
+        "line 4: choices: \"yes\" is there twice",
+    ]) {
+        let error = row["error"].as_str().unwrap();
+        assert!(error.contains(told), "{error}");
+    }
+}
+
+#[test]
 fn a_line_from_a_pipe_is_answered_before_the_next_is_written() {
     let mut child = ask(["--jsonl", "-"])
         .stdin(Stdio::piped())
@@ -495,6 +523,8 @@ fn wrong_usage_ends_with_two() {
         &["cat.png"],
         &["-q", "what?"],
         &["a.png", "--repeat", "-q", "what?"],
+        &["a.png", "what?", "--choices", "yes,no,yes"],
+        &["--jsonl", "-", "--choices", "yes,yes"],
     ] {
         let output = ask(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -559,6 +559,8 @@ fn what_does_not_go_together_is_refused() {
         &["--shard", "3/2"],
         &["--answers", "a.jsonl"],
         &["--limit", "0"],
+        &["--choices", "yes,yes"],
+        &["--choices", "yes,,no"],
     ] {
         let output = vqa(dir, wrong.iter().copied()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");

@@ -1,5 +1,6 @@
 //! `qbridge ask`.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -114,6 +115,14 @@ pub struct Asked {
 }
 
 impl AskArgs {
+    /// Refuses what the definitions above cannot tell, with `--jsonl` too.
+    ///
+    /// # Errors
+    /// Wrong usage.
+    pub fn check(&self) -> Result<(), clap::Error> {
+        check_choices("ask", &self.choices)
+    }
+
     /// Tells the pictures and the questions among the arguments apart. Not for `--jsonl`.
     ///
     /// # Errors
@@ -125,6 +134,7 @@ impl AskArgs {
             let last = inputs.pop().filter(|_| !inputs.is_empty());
             let Some(last) = last else {
                 return Err(wrong(
+                    "ask",
                     ErrorKind::MissingRequiredArgument,
                     "a picture and a question are needed: qbridge ask BUNDLE cat.png \"what is this?\"",
                 ));
@@ -132,23 +142,26 @@ impl AskArgs {
             if PathBuf::from(&last).is_file() {
                 let last = last.display();
                 return Err(wrong(
+                    "ask",
                     ErrorKind::MissingRequiredArgument,
                     format!("{last} is a file, and the question is missing: say it last"),
                 ));
             }
             let question = last
                 .into_string()
-                .map_err(|_| wrong(ErrorKind::InvalidUtf8, "the question is not UTF-8"))?;
+                .map_err(|_| wrong("ask", ErrorKind::InvalidUtf8, "the question is not UTF-8"))?;
             questions.push(question);
         }
         if inputs.is_empty() {
             return Err(wrong(
+                "ask",
                 ErrorKind::MissingRequiredArgument,
                 "a picture is needed",
             ));
         }
         if !self.frames.is_empty() && inputs.len() > 1 {
             return Err(wrong(
+                "ask",
                 ErrorKind::ArgumentConflict,
                 "--frame goes with one picture, which is the first frame",
             ));
@@ -156,6 +169,7 @@ impl AskArgs {
         let dashes = inputs.iter().filter(|input| *input == "-").count();
         if dashes > usize::from(!self.repeat) {
             return Err(wrong(
+                "ask",
                 ErrorKind::ArgumentConflict,
                 match self.repeat {
                     true => "with --repeat questions are read from standard input: name a file",
@@ -170,17 +184,40 @@ impl AskArgs {
     }
 }
 
-/// Wrong usage that the definitions above cannot tell.
-fn wrong(kind: ErrorKind, message: impl std::fmt::Display) -> clap::Error {
+/// Wrong usage of a command that its definitions cannot tell.
+fn wrong(command: &str, kind: ErrorKind, message: impl std::fmt::Display) -> clap::Error {
     let mut cli = Cli::command();
     cli.build();
-    match cli.find_subcommand_mut("ask") {
-        Some(ask) => ask.error(kind, message),
+    match cli.find_subcommand_mut(command) {
+        Some(command) => command.error(kind, message),
         None => cli.error(kind, message),
     }
 }
 
-fn parse_choice(text: &str) -> Result<String, String> {
+/// Refuses choices of a command among which one is twice: they would share what is probable.
+///
+/// # Errors
+/// Wrong usage.
+pub fn check_choices(command: &str, choices: &[String]) -> Result<(), clap::Error> {
+    match repeated(choices) {
+        None => Ok(()),
+        Some(choice) => Err(wrong(
+            command,
+            ErrorKind::ValueValidation,
+            format!("--choices: {choice:?} is there twice"),
+        )),
+    }
+}
+
+/// The first choice that is there before it.
+pub fn repeated(choices: &[String]) -> Option<&str> {
+    let mut before = HashSet::new();
+    let mut choices = choices.iter().map(String::as_str);
+    choices.find(|choice| !before.insert(choice.trim()))
+}
+
+/// Reads a choice.
+pub fn parse_choice(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("a choice is empty".to_owned()),
         choice => Ok(choice.to_owned()),
@@ -265,6 +302,23 @@ mod tests {
             let error = asked(args).unwrap_err();
             assert!(error.to_string().contains(told), "{args:?}: {error}");
             assert_eq!(error.exit_code(), 2, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_choice_is_there_once() {
+        let check = |args: &[&str]| parse(args).unwrap().check();
+        check(&["a.png", "what?", "--choices", "yes,no"]).unwrap();
+        for args in [
+            &["a.png", "what?", "--choices", "yes,no, yes"][..],
+            &["--jsonl", "-", "--choices", "yes,yes"],
+        ] {
+            let error = check(args).unwrap_err();
+            assert!(
+                error.to_string().contains("\"yes\" is there twice"),
+                "{error}"
+            );
+            assert_eq!(error.exit_code(), 2);
         }
     }
 

@@ -7,7 +7,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use eval::Task;
 use eval::preset::Preset;
 
-use super::{EngineArgs, GenerationArgs, Shard};
+use super::{EngineArgs, GenerationArgs, Shard, parse_choice};
 
 /// `qbridge eval`
 #[derive(Debug, Args)]
@@ -98,6 +98,7 @@ pub struct EvalArgs {
         long,
         value_name = "A,B,...",
         value_delimiter = ',',
+        value_parser = parse_choice,
         help_heading = "Prompt"
     )]
     pub choices: Vec<String>,

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-pub use ask::{AskArgs, Asked};
+pub use ask::{AskArgs, Asked, check_choices, parse_choice, repeated};
 pub use bench::{BenchArgs, StageGroup};
 pub use caption::{CaptionArgs, OutputFormat, Shard, SidecarFormat};
 pub use chat::ChatArgs;

@@ -42,6 +42,7 @@ pub fn run(args: &AskArgs) -> Result<ExitCode> {
 }
 
 async fn ask(args: &AskArgs) -> Result<ExitCode> {
+    args.check().unwrap_or_else(|error| error.exit());
     if let Some(path) = &args.jsonl {
         let asker = Asker::open(args, None).await?;
         let questions = lines(path)?.map(|read| read.map(|asked| asked.map(|of| with(args, of))));

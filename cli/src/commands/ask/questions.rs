@@ -7,9 +7,16 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::answers::{Named, Row};
+use crate::args::repeated;
 
 /// Longest line that is read.
 const MAX_LINE: u64 = 1 << 20;
+
+/// What some programs of Windows begin a file with.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// Whole numbers from here on are read as such that are near them.
+const MAX_NUMBER: f64 = 9_007_199_254_740_992.0;
 
 /// A question about pictures.
 #[derive(Debug, Clone)]
@@ -41,9 +48,7 @@ impl Source {
     /// A file or a URL.
     pub fn named(name: PathBuf) -> Source {
         match name.to_str() {
-            Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
-                Source::Url(url.to_owned())
-            }
+            Some(url) if is_url(url) => Source::Url(url.to_owned()),
             _ => Source::File(name),
         }
     }
@@ -56,6 +61,14 @@ impl Source {
             Source::Here(named) => named.name.clone(),
         }
     }
+}
+
+/// Whether a picture is fetched. Schemes are written in either case.
+fn is_url(name: &str) -> bool {
+    let scheme = name.split_once("://").map_or("", |(scheme, _)| scheme);
+    ["http", "https"]
+        .iter()
+        .any(|known| scheme.eq_ignore_ascii_case(known))
 }
 
 impl Question {
@@ -94,8 +107,16 @@ pub fn read_lines(
     for number in 1.. {
         let asked = match next_line(&mut reader) {
             Ok(None) => return,
-            Ok(Some(line)) if line.trim_ascii().is_empty() => continue,
-            Ok(Some(line)) => Ok(question(number, &line)),
+            Ok(Some(line)) => {
+                let line = line
+                    .strip_prefix(BOM)
+                    .filter(|_| number == 1)
+                    .unwrap_or(&line);
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                Ok(question(number, line))
+            }
             Err(error) => Err(error),
         };
         let is_over = asked.is_err();
@@ -138,13 +159,13 @@ fn question(number: u64, line: &[u8]) -> Result<Question, Box<Row>> {
                 .into());
         }
     };
-    let row = Row {
-        id: value.get("id").filter(|id| !id.is_null()).cloned(),
-        ..row
-    };
-    let named = match serde_json::from_value(value) {
-        Ok(fields) => named(fields),
-        Err(error) => Err(error.to_string()),
+    let row = row_of(row, &value);
+    let named = match wrong(&value) {
+        Some(reason) => Err(reason),
+        None => match serde_json::from_value(value) {
+            Ok(fields) => named(fields),
+            Err(error) => Err(error.to_string()),
+        },
     };
     match named {
         Ok(question) => Ok(Question {
@@ -154,6 +175,61 @@ fn question(number: u64, line: &[u8]) -> Result<Question, Box<Row>> {
         }),
         Err(reason) => Err(row.failed(format!("line {number}: {reason}")).into()),
     }
+}
+
+/// A row with what can be told of a line, whether it is a question or not.
+fn row_of(row: Row, value: &Value) -> Row {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let images = match (value.get("image"), value.get("images")) {
+        (Some(image), _) => text(image).into_iter().collect(),
+        (None, Some(Value::Array(images))) => images.iter().filter_map(text).collect(),
+        (None, _) => Vec::new(),
+    };
+    let id = value
+        .get("id")
+        .filter(|id| !id.is_null() && !is_inexact(id));
+    Row {
+        id: id.cloned(),
+        images,
+        question: value.get("question").and_then(text),
+        ..row
+    }
+}
+
+/// Whether a number in it would not come back as it was.
+fn is_inexact(value: &Value) -> bool {
+    match value {
+        Value::Number(number) if number.is_f64() => number
+            .as_f64()
+            .is_some_and(|number| number.abs() >= MAX_NUMBER),
+        Value::Array(values) => values.iter().any(is_inexact),
+        Value::Object(fields) => fields.values().any(is_inexact),
+        _ => false,
+    }
+}
+
+/// What is wrong with the kinds of a line's values, if anything is.
+fn wrong(value: &Value) -> Option<String> {
+    let Value::Object(fields) = value else {
+        return Some("an object is expected, with image and question".to_owned());
+    };
+    let is_list = |value: &Value| {
+        let values = value.as_array();
+        values.is_some_and(|values| values.iter().all(Value::is_string))
+    };
+    fields.iter().find_map(|(name, value)| match name.as_str() {
+        "id" if is_inexact(value) => {
+            Some("id is a number that would not come back as it is: make it a string".to_owned())
+        }
+        "image" if !value.is_string() && !value.is_null() => {
+            Some("image must be a string".to_owned())
+        }
+        "question" if !value.is_string() => Some("question must be a string".to_owned()),
+        "images" | "choices" if !is_list(value) => {
+            Some(format!("{name} must be a list of strings"))
+        }
+        _ => None,
+    })
 }
 
 fn named(fields: Fields) -> Result<Question, String> {
@@ -166,6 +242,9 @@ fn named(fields: Fields) -> Result<Question, String> {
     let is_empty = |text: &String| text.trim().is_empty();
     if images.iter().any(is_empty) || fields.choices.iter().any(is_empty) {
         return Err("an image or a choice is empty".to_owned());
+    }
+    if let Some(twice) = repeated(&fields.choices) {
+        return Err(format!("choices: {twice:?} is there twice"));
     }
     Ok(Question {
         line: None,
@@ -219,6 +298,17 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_of_byte_order_is_no_part_of_the_first_line() {
+        let line = "{\"id\": 18446744073709551615, \"image\": \"HTTPS://b.example/c\", \"question\": \"what?\"}";
+        let found = read(format!("\u{feff}{line}\n\u{feff}{line}").as_bytes());
+        let [Ok(first), Err(_)] = found.as_slice() else {
+            unreachable!("{found:?}");
+        };
+        assert_eq!(first.id, Some(u64::MAX.into()));
+        assert!(matches!(&first.pictures[..], [Source::Url(_)]));
+    }
+
+    #[test]
     fn a_line_that_is_no_question_says_why_and_the_next_is_read() {
         let long = format!(
             "{{\"id\": 1, \"question\": \"{}\"}}",
@@ -226,7 +316,31 @@ mod tests {
         );
         for (line, told) in [
             ("nonsense", "line 1: not JSON: expected ident at column 2"),
-            ("[]", "line 1: "),
+            ("[]", "line 1: an object is expected"),
+            (
+                "[\"x\", \"a.png\", [], \"what?\", []]",
+                "an object is expected",
+            ),
+            (
+                "{\"image\": 3, \"question\": \"what?\"}",
+                "line 1: image must be a string",
+            ),
+            (
+                "{\"image\": \"a.png\", \"question\": null}",
+                "question must be a string",
+            ),
+            (
+                "{\"images\": \"a.png\", \"question\": \"what?\"}",
+                "images must be a list of strings",
+            ),
+            (
+                "{\"image\": \"a\", \"question\": \"what?\", \"choices\": [\"yes\", \"yes \"]}",
+                "choices: \"yes \" is there twice",
+            ),
+            (
+                "{\"id\": 18446744073709551616, \"image\": \"a.png\", \"question\": \"what?\"}",
+                "id is a number that would not come back as it is",
+            ),
             ("{\"question\": \"what?\"}", "line 1: image is missing"),
             ("{\"image\": \"a.png\"}", "line 1: missing field `question`"),
             (
@@ -256,6 +370,13 @@ mod tests {
             unreachable!();
         };
         assert_eq!(row.id, Some("q7".into()));
+        let [Err(row)] =
+            &read(b"{\"question\": \"what?\", \"images\": [\"a.png\"], \"more\": 1}")[..]
+        else {
+            unreachable!();
+        };
+        assert_eq!(row.question.as_deref(), Some("what?"));
+        assert_eq!(row.images, ["a.png"]);
         let [Err(row)] = &read(b"{\"question\": \"\xff\"}")[..] else {
             unreachable!();
         };

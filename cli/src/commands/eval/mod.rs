@@ -26,7 +26,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::oneshot;
 
 use super::INTERRUPTED;
-use crate::args::EvalArgs;
+use crate::args::{EvalArgs, check_choices};
 use crate::batch::{Progress, how_to_go_on, set_total, watch_signals};
 use crate::progress::spinner;
 use asker::Asker;
@@ -39,6 +39,7 @@ const QUESTIONS: &str = "questions";
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<ExitCode> {
+    check_choices("eval", &args.choices).unwrap_or_else(|error| error.exit());
     if args.task.is_retrieval() {
         retrieval::check(args)?;
     } else if args.rerank.is_some() {

@@ -94,7 +94,6 @@ impl Settings {
             Some(settings) => Some(settings.prompt.clone().into_owned()),
             None => args.prompt.clone(),
         };
-        let choices = args.choices.iter().map(|choice| choice.trim().to_owned());
         let file_name = files.questions.file_name().unwrap_or_default();
         Ok(Settings {
             task: args.task,
@@ -103,7 +102,7 @@ impl Settings {
             bundle_hash: bundle_hash(manifest),
             preset: args.preset.map(preset::Preset::name),
             prompt,
-            choices: choices.collect(),
+            choices: args.choices.clone(),
             max_tokens,
             min_tokens: sampling.min_tokens,
             num_beams: sampling.num_beams,
