@@ -267,10 +267,17 @@ fn depth(value: &Value) -> usize {
 }
 
 fn schema_error(reason: impl std::fmt::Display) -> Error {
+    let reason = first_line(&reason.to_string());
     Error::Schema {
-        reason: first_line(&reason.to_string()),
+        reason: match reason.contains(NOTHING_FITS) {
+            true => "no answer fits it: it needs itself, or contradicts itself".to_owned(),
+            false => reason,
+        },
     }
 }
+
+/// llguidance's name of a grammar that lets nothing come next.
+const NOTHING_FITS: &str = "NoExtensionBias";
 
 /// What follows is a backtrace or a grammar, which say nothing to a user.
 fn first_line(text: &str) -> String {
@@ -615,6 +622,16 @@ mod tests {
         refused(json!({"$ref": "#/$defs/missing"}));
         refused(json!({"type": "object", "properties": 3}));
         refused(json!({"not": {"type": "string"}}));
+    }
+
+    #[test]
+    fn a_schema_that_nothing_fits_is_told() {
+        let model = model();
+        let schema = Format::JsonSchema(json!({"$ref": "#"}));
+        let constraint = Grammars::new(&model).unwrap().constraint(&schema, &model);
+        let error = constraint.and_then(|mut constraint| constraint.allowed());
+        let error = error.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("no answer fits it"), "{error}");
     }
 
     /// Among them what CVE-2025-48944 is about: patterns and types that nobody checked
