@@ -55,7 +55,14 @@ impl Settings {
     /// The prompt has no place for the question, or the bundle no language model.
     pub fn new(args: &EvalArgs, files: &Files, bundle: &Bundle) -> Result<Settings> {
         let manifest = bundle.manifest();
-        let is_encoder_decoder = bundle.language_model()?.is_encoder_decoder();
+        let Some(language_model) = bundle.llm() else {
+            bail!(
+                "{}: no language model is here, and `qbridge eval` asks one. Captions of `qbridge caption` are scored \
+                 with --answers, as a file of [{{\"image_id\": ..., \"caption\": ...}}]",
+                bundle.dir().display()
+            );
+        };
+        let is_encoder_decoder = language_model.is_encoder_decoder();
         let mut preset_settings = args
             .preset
             .map(|preset| preset.settings(args.task, is_encoder_decoder));
