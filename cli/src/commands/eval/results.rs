@@ -55,7 +55,7 @@ impl Results {
         if let Some(submission) = &args.submission {
             match errors {
                 0 => replace(submission, &Answers::submission(&dataset, &texts))?,
-                _ => tell_not_written(submission, errors, asked, path),
+                _ => tell_not_written(args, submission, errors, asked),
             }
         }
         let spinner = spinner("scoring".to_owned());
@@ -95,12 +95,18 @@ impl Results {
 }
 
 /// Scorers take an answer to each question, and POPE's pairs them with the questions by their lines alone.
-fn tell_not_written(submission: &Path, errors: usize, asked: usize, answers: &Path) {
+fn tell_not_written(args: &EvalArgs, submission: &Path, errors: usize, asked: usize) {
+    let again = match args.out.as_ref().or(args.answers.as_ref()) {
+        Some(rows) => format!(
+            "take the lines with an error out of {0}, and ask again with --out {0} --resume",
+            rows.display()
+        ),
+        None => "ask again".to_owned(),
+    };
     eprintln!(
-        "qbridge: {} is not written: {errors} of {asked} questions failed, and it holds an answer to each. Where the \
-         pictures can be read, take the lines with an error out of {} and go on with --out and --resume",
+        "qbridge: {} is not written: {errors} of {asked} questions failed, and it holds an answer to each. \
+         Where the pictures can be read, {again}",
         submission.display(),
-        answers.display()
     );
 }
 
