@@ -5,6 +5,7 @@ mod directory;
 pub mod feed;
 mod load;
 pub mod parquet;
+mod pattern;
 mod tar;
 
 use std::ffi::{OsStr, OsString};
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use load::Loader;
+
+use pattern::Expansion;
 
 /// Ends of the names of pictures, as directories and archives are searched for them. A file that is named itself may be
 /// called anything.
@@ -112,23 +115,18 @@ impl Inputs {
     }
 
     fn pattern(&self, pattern: &str, visitor: &mut dyn Visitor) -> ControlFlow<()> {
-        let options = glob::MatchOptions {
-            require_literal_leading_dot: true,
-            require_literal_separator: true,
-            ..glob::MatchOptions::default()
-        };
-        let paths = match glob::glob_with(pattern, options) {
-            Ok(paths) => paths,
+        let expansion = match Expansion::new(pattern) {
+            Ok(expansion) => expansion,
             Err(error) => return unreadable(visitor, pattern, error),
         };
         let mut found = false;
-        for path in paths {
+        expansion.walk(&mut |path, read| {
             found = true;
-            match path {
-                Ok(path) => self.path(&path, path.is_dir(), visitor)?,
-                Err(error) => unreadable(visitor, &display(error.path()), error.error())?,
+            match read {
+                Ok(()) => self.path(path, path.is_dir(), visitor),
+                Err(error) => unreadable(visitor, &display(path), error),
             }
-        }
+        })?;
         match found {
             true => ControlFlow::Continue(()),
             false => unreadable(

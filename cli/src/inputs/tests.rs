@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::panic, clippy::unwrap_used)]
 
 use super::feed::Walk;
 use super::*;
@@ -157,6 +157,111 @@ fn patterns_match_below_and_a_file_with_such_a_name_is_itself() {
     assert_eq!(names("*.gif").1, 1);
     assert_eq!(names("a[").1, 1);
     assert_eq!(names("absent.png").1, 1);
+}
+
+#[test]
+fn patterns_find_what_they_found_and_nothing_hidden() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [
+        "a/b/c/1.png",
+        "a/b/2.png",
+        "a/3.png",
+        "a/.4.png",
+        ".h/5.png",
+        "a/.h/6.png",
+        "7.PNG",
+        "e.png/8.txt",
+        "e.png/x/9.png",
+    ] {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "").unwrap();
+    }
+    let root = dir.path().display();
+    // What the glob library finds, where all names are UTF-8.
+    for pattern in [
+        "*",
+        "**",
+        "**/",
+        "*/",
+        "**/*",
+        "**/*.png",
+        "**/**/?.png",
+        "a/**/*.png",
+        "a/**",
+        "**/b/**/*.png",
+        "**/b/2.png",
+        "**/2.png",
+        "*/*/*.png",
+        "a//b/*.png",
+        "./a/./*.png",
+        "a/../a/*.png",
+        "a/[!3].png",
+        ".h/*.png",
+        "**/.h/*.png",
+        "[ea]*/*",
+        "*.png/",
+        "nowhere/*.png",
+        "a/3.png/*",
+    ] {
+        let pattern = format!("{root}/{pattern}");
+        let options = glob::MatchOptions {
+            require_literal_leading_dot: true,
+            require_literal_separator: true,
+            ..glob::MatchOptions::default()
+        };
+        let expected: Vec<PathBuf> = glob::glob_with(&pattern, options)
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        let mut found = Vec::new();
+        let _ = Expansion::new(&pattern).unwrap().walk(&mut |path, read| {
+            read.unwrap();
+            found.push(path.to_owned());
+            ControlFlow::Continue(())
+        });
+        assert_eq!(found, expected, "{pattern}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn patterns_find_names_that_are_not_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let names: [&[u8]; 3] = [b"a.png", b"caf\xe9.png", b"d\xff/e.png"];
+    for name in names {
+        let path = dir.path().join(OsStr::from_bytes(name));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "").unwrap();
+    }
+    let found = |pattern: &str| {
+        let taken = walk(&dir.path().join(pattern));
+        let file = |item: &Item| match &item.picture {
+            Picture::File(path) => path.strip_prefix(dir.path()).unwrap().to_owned(),
+            other => panic!("{other:?}"),
+        };
+        taken.items.iter().map(file).collect::<Vec<_>>()
+    };
+    let paths = names.map(|name| PathBuf::from(OsStr::from_bytes(name)));
+    assert_eq!(found("*.png"), paths[..2]);
+    assert_eq!(found("caf?.png"), paths[1..2]);
+    assert_eq!(found("d?/*.png"), paths[2..]);
+    assert_eq!(found("**/*.png"), paths);
+}
+
+#[cfg(unix)]
+#[test]
+fn patterns_follow_links_but_not_in_circles() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    std::fs::write(dir.path().join("sub/a.png"), "").unwrap();
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("sub/circle")).unwrap();
+    std::os::unix::fs::symlink("sub", dir.path().join("way")).unwrap();
+    let taken = walk(&dir.path().join("**/*.png"));
+    let root = display(dir.path()).len() + 1;
+    let names: Vec<&str> = taken.names().iter().map(|name| &name[root..]).collect();
+    assert_eq!(names, ["sub/a.png", "way/a.png"]);
 }
 
 #[test]
