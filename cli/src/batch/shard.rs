@@ -8,7 +8,7 @@ use crate::args::Shard;
 pub type NameHash = [u8; 16];
 
 /// The hash of a name.
-pub fn hash(name: &str) -> NameHash {
+pub fn hash(name: impl AsRef<[u8]>) -> NameHash {
     let digest: [u8; 32] = Sha256::digest(name).into();
     let mut hash = NameHash::default();
     hash.copy_from_slice(&digest[..size_of::<NameHash>()]);

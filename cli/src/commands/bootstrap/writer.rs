@@ -67,7 +67,9 @@ impl Writer {
             slots: args.slots,
             engine: args.engine.clone(),
         };
-        Ok(Writer::Other(Box::new(Captioner::open(&args, &manifest)?)))
+        Ok(Writer::Other(Box::new(Captioner::open(
+            &args, &manifest, None,
+        )?)))
     }
 
     /// A caption of a picture; none where nothing was written.

@@ -45,7 +45,11 @@ impl Captioner {
     ///
     /// # Errors
     /// It cannot be opened, or what is asked for cannot be done.
-    pub fn open(args: &CaptionArgs, manifest: &Manifest) -> Result<Captioner> {
+    pub fn open(
+        args: &CaptionArgs,
+        manifest: &Manifest,
+        sidecars: Option<Sidecars>,
+    ) -> Result<Captioner> {
         let n = usize::from(args.captions);
         let sampling = Sampling {
             n,
@@ -73,7 +77,7 @@ impl Captioner {
             return Ok(Captioner {
                 writer: Writer::Heads(Arc::new(writer)),
                 loader: Loader::new()?,
-                sidecars: Sidecars::of(args),
+                sidecars,
                 prompt,
                 prefix: String::new(),
                 max_tokens: None,
@@ -101,7 +105,7 @@ impl Captioner {
         Ok(Captioner {
             writer: Writer::LanguageModel(Box::new(model)),
             loader: Loader::new()?,
-            sidecars: Sidecars::of(args),
+            sidecars,
             prompt,
             prefix: prefix.to_owned(),
             max_tokens: args.generation.max_tokens.map(|n| n as usize),
@@ -117,11 +121,19 @@ impl Captioner {
         self.in_flight
     }
 
-    /// The row of a picture.
+    /// The row of a picture. The file beside it is taken for it at once, so that the order of calls says who has it.
     ///
     /// # Errors
     /// Something that would fail for every picture.
-    pub async fn caption(&self, item: Item) -> Result<Captioned> {
+    pub fn caption(&self, item: Item) -> impl Future<Output = Result<Captioned>> + use<'_> {
+        let claim = match (&self.sidecars, &item.picture) {
+            (Some(sidecars), Picture::File(path)) => sidecars.claim(path),
+            _ => Ok(()),
+        };
+        self.caption_after(claim, item)
+    }
+
+    async fn caption_after(&self, claim: Result<()>, item: Item) -> Result<Captioned> {
         let Item {
             name, key, picture, ..
         } = item;
@@ -129,7 +141,11 @@ impl Captioner {
             Picture::File(path) => Some(path.clone()),
             _ => None,
         };
-        let row = match self.answer(picture).await {
+        let answers = match claim {
+            Ok(()) => self.answer(picture).await,
+            Err(error) => Err(Failure::Picture(error.to_string())),
+        };
+        let row = match answers {
             Ok(answers) => Row {
                 image: name,
                 key,
@@ -169,7 +185,7 @@ impl Captioner {
     }
 
     async fn load(&self, picture: Picture) -> Result<Arc<[u8]>, Failure> {
-        let sidecars = self.sidecars;
+        let sidecars = self.sidecars.clone();
         let check = move |path: &Path| sidecars.map_or(Ok(()), |sidecars| sidecars.check(path));
         self.loader.load(picture, check).await
     }

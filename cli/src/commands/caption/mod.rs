@@ -22,12 +22,13 @@ use tokio::sync::oneshot;
 
 use super::{INTERRUPTED, print_json};
 use crate::args::CaptionArgs;
-use crate::batch::{Progress, how_to_go_on, watch_signals};
+use crate::batch::{Progress, how_to_go_on, tell, watch_signals};
 use crate::inputs::{Inputs, feed};
 pub use captioner::Captioner;
 
 use captioner::Captioned;
-use outputs::{Earlier, Output, Sidecars};
+use outputs::{Earlier, Output, Prepared, Sidecars};
+use rows::Row;
 use summary::Summary;
 
 /// What is counted.
@@ -37,11 +38,12 @@ const PICTURES: &str = "pictures";
 pub fn run(args: &CaptionArgs) -> Result<ExitCode> {
     let manifest = Manifest::read(&args.bundle)?;
     let (output, earlier) = Output::open(args)?;
-    let captioner = Captioner::open(args, &manifest)?;
+    let sidecars = Sidecars::of(args);
+    let captioner = Captioner::open(args, &manifest, sidecars.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let done = runtime.block_on(caption_all(args, &captioner, output, earlier));
+    let done = runtime.block_on(caption_all(args, &captioner, output, sidecars, earlier));
     // A file that is still being read, from a pipe for one, is not waited for.
     runtime.shutdown_background();
     done
@@ -51,20 +53,24 @@ async fn caption_all(
     args: &CaptionArgs,
     captioner: &Captioner,
     mut output: Output,
+    sidecars: Option<Sidecars>,
     earlier: Earlier,
 ) -> Result<ExitCode> {
-    let sidecars = Sidecars::of(args);
-    if let (Some(sidecars), Some(row)) = (sidecars, &earlier.last) {
+    let mut done = earlier.done;
+    if let (Some(sidecars), Some(row)) = (&sidecars, &earlier.last) {
         // The run before may have been killed between the row and the file beside its picture.
-        let picture = Path::new(&row.image);
-        if row.caption.is_some() && picture.is_file() {
-            sidecars.write(picture, row.captions())?;
+        if let Err(error) = write_again(sidecars, row) {
+            tell(&row.image, &format!("{error:#}"));
+            done.errors += 1;
         }
     }
-    let mut done = earlier.done;
     let mut progress = Progress::new(PICTURES, done.count, done.errors, args.quiet);
     let inputs = Inputs::new(&args.inputs, args.null, args.image_column.as_deref());
-    let has_sidecar = move |name: &str| sidecars.is_some_and(|s| s.is_done(Path::new(name)));
+    let beside = sidecars.clone();
+    let has_sidecar = move |name: &str| {
+        let beside = beside.as_ref();
+        beside.is_some_and(|sidecars| sidecars.is_done(Path::new(name)))
+    };
     let is_new = move |name: &str| !done.take(name) && !has_sidecar(name);
     let mut found = feed::find(&inputs, args.shard, progress.bar(), PICTURES, is_new);
     let (stop, mut stopped) = oneshot::channel();
@@ -78,17 +84,22 @@ async fn caption_all(
     };
     let mut below_min_score = 0;
     while let Some(captioned) = rows.next().await {
-        let (row, picture): Captioned = captioned?;
+        let (mut row, picture): Captioned = captioned?;
+        // Before the row is written, which says what is wrong with it; it is put in its place behind the row, so that
+        // none is there without a row.
+        let prepared = prepare(sidecars.as_ref(), picture.as_deref(), &mut row);
         match output.is_stdout() {
             true => progress.suspend(|| output.write(&row))?,
             false => output.write(&row)?,
         }
-        if let (Some(sidecars), Some(picture), Some(_)) = (sidecars, &picture, &row.caption) {
-            sidecars.write(picture, row.captions())?;
+        let mut has_failed = row.error.is_some();
+        if let Some(Err(error)) = prepared.map(Prepared::put) {
+            progress.suspend(|| tell(&row.image, &format!("{error:#}")));
+            has_failed = true;
         }
         let tokens = row.usage.map_or(0, |usage| usage.completion_tokens);
-        progress.count(row.error.is_some(), tokens);
-        below_min_score += u64::from(row.error.is_none() && row.caption.is_none());
+        progress.count(has_failed, tokens);
+        below_min_score += u64::from(!has_failed && row.caption.is_none());
     }
     drop(rows);
     let interrupted = stopped.is_terminated();
@@ -116,4 +127,26 @@ async fn caption_all(
             (false, _) => ExitCode::FAILURE,
         },
     )
+}
+
+/// The file beside a picture that has a caption; else the row says why there is none.
+fn prepare(sidecars: Option<&Sidecars>, picture: Option<&Path>, row: &mut Row) -> Option<Prepared> {
+    let (sidecars, picture) = (sidecars?, picture?);
+    row.caption.as_ref()?;
+    match sidecars.prepare(picture, row.captions()) {
+        Ok(prepared) => Some(prepared),
+        Err(error) => {
+            row.error = Some(format!("{error:#}"));
+            None
+        }
+    }
+}
+
+/// Writes the file beside the picture of an earlier run's row, where it should have one.
+fn write_again(sidecars: &Sidecars, row: &Row) -> Result<()> {
+    let picture = Path::new(&row.image);
+    match row.caption.is_some() && row.error.is_none() && picture.is_file() {
+        true => sidecars.write_again(picture, row.captions()),
+        false => Ok(()),
+    }
 }

@@ -10,7 +10,7 @@ pub struct Row {
     pub image: String,
     /// The caption, the best of several; none where the picture failed or no caption scored enough.
     pub caption: Option<String>,
-    /// Why the picture has no caption, where it failed.
+    /// Why the picture has no caption, or no file beside it.
     pub error: Option<String>,
     /// The caption's score, where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

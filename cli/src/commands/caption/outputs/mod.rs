@@ -14,7 +14,7 @@ use super::rows::Row;
 use crate::args::{CaptionArgs, OutputFormat};
 use crate::batch::{Done, Existing, RowFile, lines};
 
-pub use sidecar::Sidecars;
+pub use sidecar::{Prepared, Sidecars};
 
 /// How every JSON line begins.
 const BEGINNING: &str = "{\"image\":\"";

@@ -1,22 +1,34 @@
 //! Files beside pictures that say what is in them.
 
-use std::fs::File;
-use std::io::Write;
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
 use super::{beside, named};
 use crate::args::{CaptionArgs, SidecarFormat};
-use crate::batch::Existing;
+use crate::batch::{Existing, NameHash, hash};
 
 /// Writes files beside pictures.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Sidecars {
     format: SidecarFormat,
     existing: Existing,
     /// Whether the output says which pictures are done; else the files that are there do.
     has_output: bool,
+    /// Whose each file is, of those that this run writes: two pictures in flight may have the same one.
+    owners: Arc<Mutex<HashMap<NameHash, NameHash>>>,
+}
+
+/// A file that is written whole, under another name; that goes where the file is not [put](Prepared::put).
+#[derive(Debug)]
+pub struct Prepared {
+    new: PathBuf,
+    path: PathBuf,
+    replaces: bool,
 }
 
 impl Sidecars {
@@ -26,6 +38,7 @@ impl Sidecars {
             format,
             existing: Existing::of(args.resume, args.overwrite),
             has_output: args.out.is_some(),
+            owners: Arc::default(),
         })
     }
 
@@ -41,7 +54,35 @@ impl Sidecars {
 
     /// Whether an earlier run that had no other output wrote this picture's file.
     pub fn is_done(&self, picture: &Path) -> bool {
-        self.existing == Existing::Resume && !self.has_output && self.path(picture).exists()
+        if self.existing != Existing::Resume || self.has_output {
+            return false;
+        }
+        // In this order: what this run writes has its owner before it is there.
+        let path = self.path(picture);
+        path.exists() && self.owner(&path).is_none()
+    }
+
+    /// Takes the file beside a picture for it. Called in the order of the pictures, so that it is the first of several
+    /// that has it.
+    ///
+    /// # Errors
+    /// It is another picture's of this run.
+    pub fn claim(&self, picture: &Path) -> Result<()> {
+        let path = self.path(picture);
+        let picture = hash_path(picture);
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if *owners.entry(hash_path(&path)).or_insert(picture) != picture {
+            bail!(
+                "{} is that of another picture of this run: --sidecar xmp writes one for each",
+                path.display()
+            );
+        }
+        Ok(())
+    }
+
+    fn owner(&self, path: &Path) -> Option<NameHash> {
+        let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.get(&hash_path(path)).copied()
     }
 
     /// Refuses a picture whose file would replace another one.
@@ -50,18 +91,30 @@ impl Sidecars {
     /// There is one, and nothing was said of replacing it.
     pub fn check(&self, picture: &Path) -> Result<()> {
         let path = self.path(picture);
-        if self.existing != Existing::Overwrite && path.exists() {
+        if self.existing != Existing::Overwrite && path.symlink_metadata().is_ok() {
             bail!("{} exists already: --overwrite replaces it", path.display());
         }
         Ok(())
     }
 
-    /// Writes the file beside a picture, whole or not at all.
+    /// Writes the file beside a picture, under another name for now.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub fn write(&self, picture: &Path, captions: &[String]) -> Result<()> {
+    /// It cannot be written, or a directory has its name.
+    pub fn prepare(&self, picture: &Path, captions: &[String]) -> Result<Prepared> {
         let path = self.path(picture);
+        self.prepare_at(path.clone(), captions)
+            .with_context(|| named(&path))
+    }
+
+    fn prepare_at(&self, path: PathBuf, captions: &[String]) -> io::Result<Prepared> {
+        match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // A name that is too long, for one.
+            Err(error) => return Err(error),
+        }
         let text = match self.format {
             SidecarFormat::Txt => {
                 let lines = captions.iter().map(|caption| caption.replace('\n', " "));
@@ -69,11 +122,72 @@ impl Sidecars {
             }
             SidecarFormat::Xmp => xmp(captions),
         };
-        let new = beside(&path, ".new");
-        File::create(&new)
-            .and_then(|mut file| file.write_all(text.as_bytes()))
-            .and_then(|()| std::fs::rename(&new, &path))
-            .with_context(|| named(&path))
+        let (mut file, new) = new_file(path.parent().unwrap_or(Path::new("")))?;
+        let prepared = Prepared {
+            new,
+            path,
+            replaces: self.existing == Existing::Overwrite,
+        };
+        file.write_all(text.as_bytes())?;
+        Ok(prepared)
+    }
+
+    /// Writes the file of a picture that has its row already. What is there was written for it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_again(&self, picture: &Path, captions: &[String]) -> Result<()> {
+        let mut prepared = self.prepare(picture, captions)?;
+        prepared.replaces = true;
+        prepared.put()
+    }
+}
+
+impl Prepared {
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// There is one meanwhile that it may not replace, or it cannot be renamed.
+    pub fn put(self) -> Result<()> {
+        let put = match self.replaces {
+            true => fs::rename(&self.new, &self.path),
+            false => self.put_new(),
+        };
+        put.with_context(|| named(&self.path))
+    }
+
+    /// A link is made only where there is nothing, whoever else is at work.
+    fn put_new(&self) -> io::Result<()> {
+        match fs::hard_link(&self.new, &self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+            // Some file systems know no links.
+            Err(_) if self.path.symlink_metadata().is_err() => fs::rename(&self.new, &self.path),
+            done => done,
+        }
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        // It is gone where it was renamed.
+        let _ = fs::remove_file(&self.new);
+    }
+}
+
+fn hash_path(path: &Path) -> NameHash {
+    hash(path.as_os_str().as_encoded_bytes())
+}
+
+/// A file in `directory` under a name that nothing had. It is short: those of pictures may be as long as names can be.
+fn new_file(directory: &Path) -> io::Result<(File, PathBuf)> {
+    let mut number = 0;
+    loop {
+        let path = directory.join(format!(".qbridge-{}-{number}.new", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((file, path)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -113,4 +227,99 @@ fn escape(text: &str) -> String {
         }
     }
     escaped
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn sidecars(format: SidecarFormat, existing: Existing) -> Sidecars {
+        Sidecars {
+            format,
+            existing,
+            has_output: false,
+            owners: Arc::default(),
+        }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).unwrap();
+        let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
+        let mut names: Vec<String> = entries.map(|entry| name(entry.unwrap())).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_the_first_pictures_alone() {
+        let txt = sidecars(SidecarFormat::Txt, Existing::Resume);
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a.jpg", "a.png"].map(|name| dir.path().join(name));
+        txt.claim(&a).unwrap();
+        // A picture that is named twice is no other one.
+        txt.claim(&a).unwrap();
+        let error = txt.claim(&b).unwrap_err().to_string();
+        assert!(
+            error.contains("a.txt is that of another picture"),
+            "{error}"
+        );
+        // What this run writes does not make the other picture done.
+        fs::write(dir.path().join("a.txt"), "").unwrap();
+        assert!(!txt.is_done(&b));
+        assert!(sidecars(SidecarFormat::Txt, Existing::Resume).is_done(&b));
+        let xmp = sidecars(SidecarFormat::Xmp, Existing::Refuse);
+        xmp.claim(&a).unwrap();
+        xmp.claim(&b).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_replaced_unasked_and_nothing_left_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let picture = dir.path().join("a.png");
+        let captions = ["a cat".to_owned()];
+        let new = sidecars(SidecarFormat::Txt, Existing::Refuse);
+        let prepare = |sidecars: &Sidecars| sidecars.prepare(&picture, &captions).unwrap();
+        drop(prepare(&new));
+        assert_eq!(names(dir.path()), Vec::<String>::new());
+        fs::write(dir.path().join("a.txt.new"), "mine").unwrap();
+        let [first, second] = [prepare(&new), prepare(&new)];
+        first.put().unwrap();
+        assert!(second.put().is_err());
+        assert_eq!(names(dir.path()), ["a.txt", "a.txt.new"]);
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(
+            (read("a.txt"), read("a.txt.new")),
+            ("a cat\n".into(), "mine".into())
+        );
+        fs::write(dir.path().join("a.txt"), "mine").unwrap();
+        prepare(&sidecars(SidecarFormat::Txt, Existing::Overwrite))
+            .put()
+            .unwrap();
+        assert_eq!(read("a.txt"), "a cat\n");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told_before_its_row_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let overwrite = sidecars(SidecarFormat::Txt, Existing::Overwrite);
+        fs::create_dir(dir.path().join("a.txt")).unwrap();
+        for name in [
+            "a.png".to_owned(),
+            format!("{}.png", "b".repeat(252)),
+            "absent/c.png".to_owned(),
+        ] {
+            let picture = dir.path().join(name);
+            let error = overwrite.prepare(&picture, &[]).unwrap_err();
+            assert!(error.to_string().contains(".txt"), "{error:#}");
+        }
+        let long = dir.path().join(format!("{}.png", "b".repeat(251)));
+        overwrite.prepare(&long, &[]).unwrap().put().unwrap();
+        assert!(
+            sidecars(SidecarFormat::Xmp, Existing::Overwrite)
+                .prepare(&long, &[])
+                .is_err()
+        );
+    }
 }

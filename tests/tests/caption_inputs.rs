@@ -1,0 +1,124 @@
+//! `qbridge caption` where inputs are odd, or files beside them cannot be written: one row for each, and none is lost.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+#![cfg(unix)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use qbridge_tests::{golden, one_line_error, qbridge, stdout};
+use serde_json::Value;
+
+/// A bundle of the golden checkpoint, made once.
+fn bundle() -> &'static Path {
+    static BUNDLE: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("tiny");
+        stdout(
+            qbridge(["bundle"])
+                .arg(golden("llm/checkpoint"))
+                .arg("--llm")
+                .arg(golden("llm/llm.gguf"))
+                .arg("--out")
+                .arg(&out),
+        );
+        (dir, out)
+    });
+    &BUNDLE.1
+}
+
+/// `qbridge caption` in `dir`, with captions of a few tokens.
+fn caption<'a>(dir: &Path, args: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = qbridge(["caption", "--max-tokens", "6", "--cache-type", "f32"]);
+    command.current_dir(dir).arg(bundle()).args(args);
+    command
+}
+
+/// A copy of a picture.
+fn put(path: impl AsRef<Path>) {
+    let path = path.as_ref();
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::copy(golden("llm/pictures/face.png"), path).unwrap();
+}
+
+fn rows(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+        .collect()
+}
+
+/// The rows of a run in which something failed.
+fn failed(command: &mut Command) -> Vec<Value> {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    rows(&output)
+}
+
+fn error(row: &Value) -> &str {
+    row["error"].as_str().unwrap_or_default()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pattern_finds_names_that_are_not_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    for name in [&b"a.png"[..], b"caf\xe9.png", b"caf\xe8.png"] {
+        put(dir.path().join("g").join(std::ffi::OsStr::from_bytes(name)));
+    }
+    let output = caption(dir.path(), ["g/*.png"]).output().unwrap();
+    assert!(output.status.success());
+    let rows = rows(&output);
+    assert_eq!(rows.len(), 3);
+    assert!(rows.iter().all(|row| row["caption"].is_string()));
+}
+
+#[test]
+fn a_file_beside_a_picture_that_cannot_be_written_is_told_in_its_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = format!("p/{}.png", "c".repeat(251));
+    for name in ["p/a.png", "p/b.png", &long, "p/d.png"] {
+        put(dir.path().join(name));
+    }
+    std::fs::create_dir(dir.path().join("p/b.png.xmp")).unwrap();
+    let args = ["p", "--sidecar", "xmp", "--overwrite"];
+    let rows = failed(&mut caption(dir.path(), args));
+    assert_eq!(rows.len(), 4);
+    assert!(rows.iter().all(|row| row["caption"].is_string()));
+    let is_told = rows.iter().map(|row| !error(row).is_empty());
+    assert_eq!(is_told.collect::<Vec<_>>(), [false, true, true, false]);
+    for name in ["p/a.png.xmp", "p/d.png.xmp"] {
+        assert!(dir.path().join(name).is_file());
+    }
+    // A run that goes on behind such a row does so.
+    let args = ["p", "--sidecar", "xmp", "--out", "a.jsonl", "--resume"];
+    failed(&mut caption(dir.path(), args));
+    let text = std::fs::read_to_string(dir.path().join("a.jsonl")).unwrap();
+    let rows: Vec<&str> = text.split_inclusive('\n').collect();
+    assert_eq!(rows.len(), 4);
+    std::fs::write(dir.path().join("a.jsonl"), rows[..3].concat()).unwrap();
+    failed(&mut caption(dir.path(), args));
+    let again = std::fs::read_to_string(dir.path().join("a.jsonl")).unwrap();
+    assert_eq!(again.lines().count(), 4);
+}
+
+#[test]
+fn two_pictures_do_not_share_a_file_beside_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a.jpg", "a.png", "b.png"] {
+        put(dir.path().join("p").join(name));
+    }
+    std::fs::write(dir.path().join("p/b.txt.new"), "mine").unwrap();
+    let rows = failed(&mut caption(dir.path(), ["p", "--sidecar", "txt"]));
+    let beside = |name: &str| std::fs::read_to_string(dir.path().join("p").join(name)).unwrap();
+    assert_eq!(
+        beside("a.txt").trim_end(),
+        rows[0]["caption"].as_str().unwrap()
+    );
+    assert!(error(&rows[1]).contains("a.txt is that of another picture"));
+    assert!(rows[1]["caption"].is_null() && rows[2]["error"].is_null());
+    assert_eq!(beside("b.txt.new"), "mine");
+    assert_eq!(std::fs::read_dir(dir.path().join("p")).unwrap().count(), 6);
+}
