@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use qbridge_tests::{golden, one_line_error, qbridge, stdout};
+use qbridge_tests::{golden, qbridge, stdout};
 use serde_json::Value;
 
 /// A bundle of the golden checkpoint, made once.

@@ -327,6 +327,91 @@ fn webdatasets_shards() {
     }
 }
 
+/// An archive of a picture and what leads to it.
+fn linked(archive: impl std::io::Write) {
+    use ::tar::EntryType::{Directory, Fifo, Link, Symlink};
+    let mut builder = ::tar::Builder::new(archive);
+    let mut header = ::tar::Header::new_gnu();
+    let contents = &contents()[0];
+    header.set_size(contents.len() as u64);
+    header.set_mode(0o644);
+    builder
+        .append_data(&mut header, "./a/whole.png", contents.as_slice())
+        .unwrap();
+    for (kind, name, target) in [
+        (Link, "hard.png", "./a/whole.png"),
+        (Symlink, "b/soft.png", "../a/whole.png"),
+        (Link, "chain.bin", "hard.png"),
+        (Link, "chain.png", "chain.bin"),
+        (Link, "gone.png", "a/gone.png"),
+        (Symlink, "out.png", "../../whole.png"),
+        (Symlink, "absolute.png", "/a/whole.png"),
+        (Fifo, "fifo.png", ""),
+        (Directory, "directory.png", ""),
+    ] {
+        let mut header = ::tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(0);
+        match target {
+            "" => {
+                header.set_path(name).unwrap();
+                header.set_cksum();
+                builder.append(&header, std::io::empty()).unwrap();
+            }
+            target => builder.append_link(&mut header, name, target).unwrap(),
+        }
+    }
+    builder.finish().unwrap();
+}
+
+#[test]
+fn links_in_shards_are_what_they_lead_to_or_say_why_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("links.tar");
+    linked(std::fs::File::create(&path).unwrap());
+    let taken = walk(&path);
+    let ends: Vec<(&str, usize)> = (taken.items.iter())
+        .map(|item| (item.name.rsplit(".tar/").next().unwrap(), bytes(item).len()))
+        .collect();
+    let whole = contents()[0].len();
+    assert_eq!(
+        ends,
+        [
+            ("./a/whole.png", whole),
+            ("hard.png", whole),
+            ("b/soft.png", whole),
+            ("chain.png", whole),
+            ("gone.png", 0),
+            ("out.png", 0),
+            ("absolute.png", 0),
+            ("fifo.png", 0),
+        ]
+    );
+    assert_eq!(bytes(&taken.items[1]), contents()[0]);
+    let reasons = taken.reasons();
+    assert!(
+        reasons[0].contains("gone.png: this is a link to a/gone.png"),
+        "{reasons:?}"
+    );
+    assert!(reasons[3].contains("no file"), "{reasons:?}");
+    // What a link leads to is found where only the link is new.
+    let mut rest = Taken {
+        left_out: vec![taken.names()[0].to_owned()],
+        ..Taken::default()
+    };
+    let _ = inputs([path.as_path()]).walk(&mut rest);
+    assert_eq!(bytes(&rest.items[0]), contents()[0]);
+
+    let path = dir.path().join("links.tar.gz");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut gz = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+    linked(&mut gz);
+    gz.finish().unwrap();
+    let taken = walk(&path);
+    assert_eq!((taken.items.len(), taken.reasons().len()), (8, 7));
+    assert!(taken.reasons()[0].contains("not compressed"));
+}
+
 #[test]
 fn a_shard_that_breaks_off_gives_what_it_has_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
