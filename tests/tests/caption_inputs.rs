@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use qbridge_tests::{golden, qbridge, stdout};
+use qbridge_tests::{golden, one_line_error, qbridge, stdout};
 use serde_json::Value;
 
 /// A bundle of the golden checkpoint, made once.
@@ -121,4 +121,38 @@ fn two_pictures_do_not_share_a_file_beside_them() {
     assert!(rows[1]["caption"].is_null() && rows[2]["error"].is_null());
     assert_eq!(beside("b.txt.new"), "mine");
     assert_eq!(std::fs::read_dir(dir.path().join("p")).unwrap().count(), 6);
+}
+
+#[test]
+fn named_pipes_are_told_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path().join("p/b.png"));
+    for name in ["p/a.png", "c.tar", "d.tgz", "e.parquet"] {
+        let made = Command::new("mkfifo").arg(dir.path().join(name)).status();
+        assert!(made.unwrap().success());
+    }
+    let inputs = ["p", "c.tar", "*.tgz", "e.parquet", "p/a.png"];
+    let rows = failed(&mut caption(dir.path(), inputs));
+    let is_told = rows.iter().map(|row| error(row).contains("no file"));
+    assert_eq!(
+        is_told.collect::<Vec<_>>(),
+        [true, false, true, true, true, true]
+    );
+    let error = one_line_error(
+        qbridge(["ask"])
+            .current_dir(dir.path())
+            .arg(bundle())
+            .args(["p/a.png", "what is this?"]),
+    );
+    assert!(error.contains("no file"), "{error}");
+    // What a shell has open is read.
+    let output = Command::new("bash")
+        .args(["-c", "exec \"$@\" <(cat p/b.png)", "bash"])
+        .arg(qbridge_tests::qbridge_path())
+        .args(["caption", "--max-tokens", "6"])
+        .arg(bundle())
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success());
 }

@@ -1,6 +1,5 @@
 //! Parquet files with a column of pictures, as Hugging Face's datasets writes them.
 
-use std::fs::File;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -14,6 +13,7 @@ use parquet::record::reader::TreeBuilder;
 use parquet::schema::types::{SchemaDescriptor, Type, TypePtr};
 
 use super::{Item, Picture, Visitor, display, unreadable, url};
+use crate::input::open;
 
 /// Rows that are decoded at once: each holds a whole picture.
 const ROWS_AT_ONCE: usize = 8;
@@ -54,7 +54,7 @@ fn walk_file(
     text: Option<&str>,
     visitor: &mut dyn Visitor,
 ) -> Result<ControlFlow<()>, ParquetError> {
-    let reader = SerializedFileReader::new(File::open(path)?)?;
+    let reader = SerializedFileReader::new(open(path)?)?;
     let schema = reader.metadata().file_metadata().schema();
     let mut fields = vec![find_column(schema, column)?];
     fields.extend(text.map(|name| find_text(schema, name)).transpose()?);

@@ -1,7 +1,6 @@
 //! Tar shards, as WebDataset writes them.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -10,14 +9,14 @@ use flate2::read::MultiGzDecoder;
 use qformer::image::ImageLimits;
 use tar::{Archive, Entry, EntryType};
 
-use crate::batch::{NameHash, hash};
-
 use super::{Picture, Visitor, buffered, display, is_picture_name, offer, unreadable};
+use crate::batch::{NameHash, hash};
+use crate::input::open;
 
 /// Tells of the pictures in a tar file; those that are not wanted are not read. A link is the file that it leads to.
 pub(super) fn walk(path: &Path, visitor: &mut dyn Visitor) -> ControlFlow<()> {
     let name = display(path);
-    let mut archive = match File::open(path) {
+    let mut archive = match open(path) {
         Ok(file) => Archive::new(file),
         Err(error) => return unreadable(visitor, &name, error),
     };
@@ -30,7 +29,7 @@ pub(super) fn walk(path: &Path, visitor: &mut dyn Visitor) -> ControlFlow<()> {
 /// As [`walk`], of a tar file in gzip's form. What a link leads to cannot be gone back to in it, which is told.
 pub(super) fn walk_gz(path: &Path, visitor: &mut dyn Visitor) -> ControlFlow<()> {
     let name = display(path);
-    let mut archive = match File::open(path) {
+    let mut archive = match open(path) {
         Ok(file) => Archive::new(buffered(MultiGzDecoder::new(buffered(file)))),
         Err(error) => return unreadable(visitor, &name, error),
     };
@@ -153,7 +152,7 @@ impl Members<'_> {
                 "this is a link to {target}, and no file before it in the archive is called so"
             )));
         };
-        let mut file = File::open(archive)?;
+        let mut file = open(archive)?;
         file.seek(SeekFrom::Start(place.start))?;
         read(&mut file, place.length)
     }
