@@ -156,3 +156,18 @@ fn named_pipes_are_told_and_not_waited_for() {
         .unwrap();
     assert!(output.status.success());
 }
+
+#[test]
+fn files_beside_pictures_that_make_them_done_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["p/a.png", "p/b.png"] {
+        put(dir.path().join(name));
+    }
+    std::fs::write(dir.path().join("p/a.txt"), "by hand").unwrap();
+    let args = ["p", "--sidecar", "txt", "--resume"];
+    for told in ["1 captioned, 1 done before", "0 captioned, 2 done before"] {
+        let output = caption(dir.path(), args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains(told), "{said}");
+    }
+}

@@ -67,6 +67,12 @@ impl Progress {
         self.bar.suspend(print)
     }
 
+    /// Tells how many were done before, where that is found out on the way.
+    pub fn set_skipped(&mut self, skipped: u64) {
+        self.bar.inc(skipped.saturating_sub(self.tally.skipped));
+        self.tally.skipped = skipped;
+    }
+
     /// Counts a row with the tokens of its answers.
     pub fn count(&mut self, failed: bool, tokens: usize) {
         self.tally.rows += 1;

@@ -14,6 +14,8 @@ mod summary;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Result, bail};
 use bridge::bundle::Manifest;
@@ -64,14 +66,21 @@ async fn caption_all(
             done.errors += 1;
         }
     }
-    let mut progress = Progress::new(PICTURES, done.count, done.errors, args.quiet);
+    let earlier_rows = done.count;
+    let mut progress = Progress::new(PICTURES, earlier_rows, done.errors, args.quiet);
     let inputs = Inputs::new(&args.inputs, args.null, args.image_column.as_deref());
-    let beside = sidecars.clone();
-    let has_sidecar = move |name: &str| {
-        let beside = beside.as_ref();
-        beside.is_some_and(|sidecars| sidecars.is_done(Path::new(name)))
+    // Without another output, what is done is found out by the files beside pictures.
+    let n_beside = Arc::new(AtomicU64::new(0));
+    let is_new = {
+        let (sidecars, n_beside) = (sidecars.clone(), n_beside.clone());
+        move |name: &str| {
+            let mut sidecars = sidecars.iter();
+            let has_sidecar = sidecars.any(|sidecars| sidecars.is_done(Path::new(name)));
+            n_beside.fetch_add(u64::from(has_sidecar), Ordering::Relaxed);
+            !has_sidecar && !done.take(name)
+        }
     };
-    let is_new = move |name: &str| !done.take(name) && !has_sidecar(name);
+    let skipped = || earlier_rows + n_beside.load(Ordering::Relaxed);
     let mut found = feed::find(&inputs, args.shard, progress.bar(), PICTURES, is_new);
     let (stop, mut stopped) = oneshot::channel();
     tokio::spawn(watch_signals(stop));
@@ -98,11 +107,13 @@ async fn caption_all(
             has_failed = true;
         }
         let tokens = row.usage.map_or(0, |usage| usage.completion_tokens);
+        progress.set_skipped(skipped());
         progress.count(has_failed, tokens);
         below_min_score += u64::from(!has_failed && row.caption.is_none());
     }
     drop(rows);
     let interrupted = stopped.is_terminated();
+    progress.set_skipped(skipped());
     progress.clear();
     let summary = Summary::new(progress.tally(), below_min_score, interrupted);
     if !args.quiet {
