@@ -3,7 +3,7 @@
 #![cfg(unix)]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
 use qbridge_tests::{golden, one_line_error, qbridge, stdout};
@@ -170,4 +170,18 @@ fn files_beside_pictures_that_make_them_done_are_counted() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.contains(told), "{said}");
     }
+}
+
+#[test]
+fn an_output_without_rows_has_its_header() {
+    let dir = tempfile::tempdir().unwrap();
+    let header = "image,caption,error,score,key,captions\n";
+    for mode in ["--overwrite", "--resume"] {
+        let mut command = caption(dir.path(), ["-", "--out", "a.csv", mode]);
+        stdout(command.stdin(Stdio::null()));
+        let text = std::fs::read_to_string(dir.path().join("a.csv")).unwrap();
+        assert_eq!(text, header);
+    }
+    let mut command = caption(dir.path(), ["-", "--format", "csv"]);
+    assert_eq!(stdout(command.stdin(Stdio::null())), header);
 }

@@ -161,7 +161,11 @@ impl Output {
     ///
     /// # Errors
     /// What was written does not reach the disk.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
+        // There was no row to write it with.
+        if let Some(header) = self.header.take() {
+            self.append(&header)?;
+        }
         let Target::File { rows, becomes } = self.target else {
             return Ok(());
         };
