@@ -185,3 +185,11 @@ fn an_output_without_rows_has_its_header() {
     let mut command = caption(dir.path(), ["-", "--format", "csv"]);
     assert_eq!(stdout(command.stdin(Stdio::null())), header);
 }
+
+#[test]
+fn there_is_nothing_to_go_on_with_on_standard_output() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path().join("a.png"));
+    let error = one_line_error(&mut caption(dir.path(), ["a.png", "--resume"]));
+    assert!(error.contains("--resume needs --out"), "{error}");
+}

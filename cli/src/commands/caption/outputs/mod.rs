@@ -58,6 +58,11 @@ impl Output {
     pub fn open(args: &CaptionArgs) -> Result<(Output, Earlier)> {
         let format = format(args)?;
         let Some(path) = &args.out else {
+            if args.resume && args.sidecar.is_none() {
+                bail!(
+                    "--resume needs --out FILE, or --sidecar: standard output does not say what is done"
+                );
+            }
             let output = Output::new(Target::Stdout, format)?;
             return Ok((output, Earlier::default()));
         };
