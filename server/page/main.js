@@ -13,6 +13,10 @@ import { newId, openStore } from "./store.js";
 const KEEP_INTERVAL = 1000;
 const RETRY_INTERVAL = 2000;
 
+const NO_ROOM =
+  "The browser did not keep all of this, perhaps for lack of room: what is new lasts until the page is left. " +
+  "Delete other chats, and it is kept.";
+
 const { store, lasts } = await openStore();
 const otherTabs = new BroadcastChannel("qbridge");
 
@@ -40,16 +44,18 @@ async function readChats() {
   chats = [...mine, ...kept.map((chat) => (isSame(chat) ? known.get(chat.id) : chat))];
 }
 
+// Keeps a record; what the browser refuses, until the page is left.
+async function put(kind, record) {
+  await store.put(kind, record);
+  if (store.isFull) composer.notify(NO_ROOM);
+}
+
 // Keeps a chat as it is now, unless it was deleted.
 async function keep(chat) {
   if (!chats.includes(chat)) return;
   chat.updated = Date.now();
-  try {
-    await store.put("chats", chat);
-    otherTabs.postMessage(null);
-  } catch (error) {
-    composer.notify(`This chat cannot be kept: ${error.message}`);
-  }
+  await put("chats", chat);
+  otherTabs.postMessage(null);
 }
 
 // Deletes the pictures of a chat that none of its turns has.
@@ -65,6 +71,7 @@ async function deleteChat(chat) {
   running.get(chat.id)?.abort();
   await store.delete("chats", chat.id);
   await forgetPictures(chat.id, []);
+  composer.notify(store.isFull ? NO_ROOM : "");
   otherTabs.postMessage(null);
   if (chat === current) location.hash = "";
   listChats();
@@ -138,11 +145,11 @@ async function answer(chat, turn, fields, pictures) {
   composer.notify("");
   const announcer = new conversation.Announcer();
   try {
-    await Promise.all(pictures.map((picture) => store.put("pictures", { ...picture, chat: chat.id })));
-    await keep(chat);
-    await forgetPictures(chat.id, chat.turns);
+    await Promise.all(pictures.map((picture) => put("pictures", { ...picture, chat: chat.id })));
     conversation.update(turn);
     await showCurrent();
+    await keep(chat);
+    await forgetPictures(chat.id, chat.turns);
     const request = { ...fields, messages: await messages(chat, turn) };
     let kept = Date.now();
     for await (const chunk of ask(request, settings.apiKey(), controller.signal)) {

@@ -8,46 +8,9 @@ const settled = (request) =>
     request.onerror = () => reject(request.error);
   });
 
-class Database {
-  constructor(database) {
-    this.database = database;
-    // Another tab has a newer version of this page.
-    database.onversionchange = () => database.close();
-  }
-
-  run(store, mode, work) {
-    return new Promise((resolve, reject) => {
-      const transaction = this.database.transaction(store, mode);
-      const request = work(transaction.objectStore(store));
-      transaction.oncomplete = () => resolve(request.result);
-      transaction.onerror = transaction.onabort = () => reject(transaction.error);
-    });
-  }
-
-  all(store) {
-    return this.run(store, "readonly", (records) => records.getAll());
-  }
-
-  get(store, id) {
-    return this.run(store, "readonly", (records) => records.get(id));
-  }
-
-  put(store, record) {
-    return this.run(store, "readwrite", (records) => records.put(record));
-  }
-
-  delete(store, id) {
-    return this.run(store, "readwrite", (records) => records.delete(id));
-  }
-
-  // The ids of the pictures of a chat.
-  picturesOf(chat) {
-    return this.run("pictures", "readonly", (records) => records.index("chat").getAllKeys(chat));
-  }
-}
-
-// Where the browser gives no database: the same, until the page is left.
+// Records until the page is left, where the browser gives no database or no more room in it.
 class Memory {
+  isFull = false;
   records = Object.fromEntries(STORES.map((store) => [store, new Map()]));
 
   async all(store) {
@@ -66,9 +29,70 @@ class Memory {
     this.records[store].delete(id);
   }
 
+  // The ids of the pictures of a chat.
   async picturesOf(chat) {
     const pictures = await this.all("pictures");
     return pictures.filter((picture) => picture.chat === chat).map((picture) => picture.id);
+  }
+}
+
+class Database {
+  // What the browser refused to store.
+  rest = new Memory();
+
+  constructor(database) {
+    this.database = database;
+    // Another tab has a newer version of this page.
+    database.onversionchange = () => database.close();
+  }
+
+  get isFull() {
+    return STORES.some((store) => this.rest.records[store].size > 0);
+  }
+
+  run(store, mode, work) {
+    return new Promise((resolve, reject) => {
+      const transaction = this.database.transaction(store, mode);
+      const request = work(transaction.objectStore(store));
+      transaction.oncomplete = () => resolve(request.result);
+      transaction.onerror = transaction.onabort = () => reject(transaction.error);
+    });
+  }
+
+  async all(store) {
+    const stored = await this.run(store, "readonly", (records) => records.getAll());
+    const rest = await this.rest.all(store);
+    return [...stored.filter(({ id }) => !rest.some((record) => record.id === id)), ...rest];
+  }
+
+  async get(store, id) {
+    return (await this.rest.get(store, id)) ?? this.run(store, "readonly", (records) => records.get(id));
+  }
+
+  async put(store, record) {
+    try {
+      await this.run(store, "readwrite", (records) => records.put(record));
+      await this.rest.delete(store, record.id);
+    } catch {
+      await this.rest.put(store, record);
+    }
+  }
+
+  // What is deleted makes room for what was refused.
+  async delete(store, id) {
+    await this.rest.delete(store, id);
+    await this.run(store, "readwrite", (records) => records.delete(id));
+    for (const store of STORES) {
+      for (const record of await this.rest.all(store)) {
+        // It may have been deleted meanwhile.
+        if (await this.rest.get(store, record.id)) await this.put(store, record);
+      }
+    }
+  }
+
+  async picturesOf(chat) {
+    const stored = await this.run("pictures", "readonly", (records) => records.index("chat").getAllKeys(chat));
+    return [...stored, ...(await this.rest.picturesOf(chat))];
   }
 }
 

@@ -265,6 +265,40 @@ await check("a second chat stands beside the first", async () => {
 
 await leave();
 
+await check("where the browser has no room left, a chat goes on until the page is left", async () => {
+  const { page, leave } = await visit();
+  await ask(page, "Hello?");
+  await answered(page, 1);
+  await page.evaluate(() => {
+    globalThis.put = IDBObjectStore.prototype.put;
+    IDBObjectStore.prototype.put = () => {
+      throw new DOMException("The quota has been exceeded.", "QuotaExceededError");
+    };
+  });
+  await page.getByRole("link", { name: "New chat" }).click();
+  await page.locator("#files").setInputFiles(file("dog.png"));
+  await page.locator("#chosen li").waitFor();
+  await ask(page, "What is this?");
+  assert.match(await answered(page, 1), /dog/);
+  await page.getByRole("alert").getByText("The browser did not keep all of this").waitFor();
+  await shoot(page, "no-room");
+  await page.getByRole("link", { name: "Hello?" }).click();
+  await page.getByRole("link", { name: "What is this?" }).click();
+  await page.waitForFunction(() => document.querySelector(".question img")?.naturalWidth === 224);
+  const sent = page.waitForRequest("**/v1/chat/completions");
+  await ask(page, "Is this an animal?");
+  assert.ok((await sent).postData().includes("image_url"), "the picture is forgotten");
+  await answered(page, 2);
+  await page.evaluate(() => (IDBObjectStore.prototype.put = globalThis.put));
+  page.once("dialog", (dialog) => dialog.accept());
+  await page.getByRole("button", { name: "Delete Hello?" }).click();
+  await page.waitForFunction(() => document.getElementById("notice").textContent === "");
+  await page.reload();
+  await page.waitForFunction(() => document.querySelector(".question img")?.naturalWidth === 224);
+  await answered(page, 2);
+  await leave();
+});
+
 for (const colorScheme of ["light", "dark"]) {
   await check(`axe finds nothing amiss in the ${colorScheme}`, async () => {
     const { page, leave } = await visit({ colorScheme });
