@@ -5,7 +5,7 @@ import * as chatList from "./chats.js";
 import * as composer from "./composer.js";
 import * as conversation from "./conversation.js";
 import { byId } from "./dom.js";
-import { dataUri } from "./pictures.js";
+import { dataUri, excess } from "./pictures.js";
 import * as settings from "./settings.js";
 import { newId, openStore } from "./store.js";
 
@@ -21,7 +21,7 @@ const { store, lasts } = await openStore();
 const otherTabs = new BroadcastChannel("qbridge");
 
 // As they are kept: {id, title, updated, turns: [{question: {text, pictures}, answer: {text, state, ...}}]}, where
-// pictures are {id, name}, and an answer is running, done, stopped or failed.
+// pictures are {id, name, size}, and an answer is running, done, stopped or failed.
 let chats = [];
 let current = newChat();
 // What ends the answer that is being written, by the id of its chat.
@@ -101,6 +101,7 @@ function showRunning() {
 async function openChat() {
   const id = location.hash.slice(1);
   current = chats.find((chat) => chat.id === id) ?? newChat();
+  composer.notify("");
   if (composer.isEditing()) composer.fill();
   await showCurrent();
   // Keys on a screen would cover half of it.
@@ -114,7 +115,14 @@ async function edit(turn) {
 
 function again(turn) {
   const fields = settings.requestFields();
-  if (fields) answer(current, turn, fields, []);
+  if (fields && isSendable(before(current, turn), turn.question.pictures)) answer(current, turn, fields, []);
+}
+
+// Says whether the server takes a question's pictures, and to the user if not.
+function isSendable(turns, pictures) {
+  const reason = excess(turns.flatMap(({ question }) => question.pictures), pictures);
+  composer.notify(reason);
+  return !reason;
 }
 
 // Asks a question at the end of the chat, or in place of an `edited` turn and all that follow it. Says whether it is
@@ -126,7 +134,8 @@ function askQuestion({ text, pictures, edited }) {
     composer.notify("There is no model to ask.");
     return false;
   }
-  const turn = { question: { text, pictures: pictures.map(({ id, name }) => ({ id, name })) } };
+  const turn = { question: { text, pictures: pictures.map(({ id, name, blob }) => ({ id, name, size: blob?.size })) } };
+  if (!isSendable(before(current, edited), turn.question.pictures)) return false;
   if (current.turns.includes(edited)) current.turns.splice(current.turns.indexOf(edited));
   current.turns.push(turn);
   current.title = current.turns[0].question.text.slice(0, 80) || "A picture";
@@ -144,13 +153,14 @@ async function answer(chat, turn, fields, pictures) {
   turn.answer = { text: "", state: "running", model: fields.model };
   composer.notify("");
   const announcer = new conversation.Announcer();
+  let request;
   try {
     await Promise.all(pictures.map((picture) => put("pictures", { ...picture, chat: chat.id })));
     conversation.update(turn);
     await showCurrent();
     await keep(chat);
     await forgetPictures(chat.id, chat.turns);
-    const request = { ...fields, messages: await messages(chat, turn) };
+    request = { ...fields, messages: await messages(chat, turn) };
     let kept = Date.now();
     for await (const chunk of ask(request, settings.apiKey(), controller.signal)) {
       take(turn, chunk, announcer);
@@ -162,7 +172,7 @@ async function answer(chat, turn, fields, pictures) {
   } catch (error) {
     const isStopped = controller.signal.aborted;
     turn.answer.state = isStopped ? "stopped" : "failed";
-    if (!isStopped) turn.answer.error = inWords(error);
+    if (!isStopped) turn.answer.error = inWords(error, request?.messages);
     if (error.status === 401) settings.askForKey(settings.apiKey() !== "");
     if (error.param === "model") connect();
   }
@@ -187,24 +197,45 @@ function take(turn, { choices: [choice], usage, timings }, announcer) {
   if (timings) turn.answer.timings = timings;
 }
 
-function inWords({ message, code, param, retryAfter }) {
+// What went wrong, and with the messages that were sent, what may help.
+function inWords(error, sent = []) {
+  const { message, code, param, retryAfter } = error;
   if (code === "loading") return "The model is being loaded.";
   if (code === "invalid_api_key") return "This server asks for an API key, which the settings have a field for.";
   const place = [param, code].filter(Boolean).join(", ");
-  const later = retryAfter ? ` Try again in ${retryAfter} s.` : "";
-  return `${message}${place ? ` (${place})` : ""}${later}`;
+  const said = `${message}${place ? ` (${place})` : ""}`;
+  const help = ways(error, sent);
+  const hints = [retryAfter && `Try again in ${retryAfter} s.`, help.length && `It may help to ${help.join(", and to ")}.`];
+  const [first, ...more] = [said, ...hints.filter(Boolean)];
+  return [more.length && !/[.?!]$/.test(first) ? `${first}.` : first, ...more].join(" ");
 }
 
-// What was said until `last`. A question that was not answered is no part of it.
+// What may help, each as "to ...".
+function ways({ status, code, param, message }, sent) {
+  const areTooMany = (status === 413 && code !== "image_too_large") || /more than \d+ pictures/.test(message);
+  const ways = [];
+  if (areTooMany || code === "context_length_exceeded" || code === "invalid_prompt") {
+    if (sent.some(({ role }) => role === "assistant")) ways.push("begin a new chat");
+    if (areTooMany) ways.push("edit the question to take fewer or smaller pictures");
+  }
+  return ways;
+}
+
+// The turns before one, or before a new one. A question that was not answered is none of them.
+function before(chat, turn) {
+  const { turns } = chat;
+  return turns.slice(0, turns.includes(turn) ? turns.indexOf(turn) : turns.length).filter(({ answer }) => answer.text);
+}
+
+// What was said until `last`.
 async function messages(chat, last) {
-  const until = chat.turns.slice(0, chat.turns.indexOf(last) + 1);
   const messages = [];
   if (settings.systemText()) messages.push({ role: "system", content: settings.systemText() });
-  for (const turn of until) {
-    if (turn !== last && !turn.answer.text) continue;
+  for (const turn of before(chat, last)) {
     messages.push({ role: "user", content: await content(turn.question) });
-    if (turn !== last) messages.push({ role: "assistant", content: turn.answer.text });
+    messages.push({ role: "assistant", content: turn.answer.text });
   }
+  messages.push({ role: "user", content: await content(last.question) });
   return messages;
 }
 

@@ -3,27 +3,44 @@
 import { copies } from "./dom.js";
 import { newId } from "./store.js";
 
-// What the server decodes; other kinds that the browser can decode are sent as PNG.
+// What the server decodes; other kinds that the browser can decode are sent as PNG, or JPEG where that is too large.
 const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff"];
 
-// The server's limits.
-const MOST_BYTES = 20 * 2 ** 20;
+// The server's limits: of a picture, and of a request, whose body is 32 MiB with the pictures in base64 and the texts.
+const MIB = 2 ** 20;
+const MOST_BYTES = 20 * MIB;
+const MOST_BYTES_TOGETHER = 24 * MIB - 2 ** 16;
 export const MOST_PICTURES = 16;
 
 // A file as a picture {id, name, blob}; throws words for the user.
 export async function readPicture(file) {
   const name = file.name || "picture";
-  const blob = TYPES.includes(file.type) ? file : await asPng(file, name);
+  const blob = TYPES.includes(file.type) ? file : await converted(file, name);
   if (blob.size > MOST_BYTES) throw new Error(`${name} has more than 20 MiB.`);
   return { id: newId(), name, blob };
 }
 
-async function asPng(file, name) {
+// Why the server would not take the pictures of a question and those that were `sent` before, or nothing. Those that an
+// earlier version of the page kept are of unknown size.
+export function excess(sent, pictures) {
+  const all = [...sent, ...pictures];
+  const bytes = all.reduce((sum, { size }) => sum + (size ?? 0), 0);
+  const isTooMany = all.length > MOST_PICTURES;
+  if (!isTooMany && bytes <= MOST_BYTES_TOGETHER) return "";
+  const total = isTooMany
+    ? `${all.length} pictures, and the server takes ${MOST_PICTURES}`
+    : `${(bytes / MIB).toFixed(1)} MiB of pictures, and the server takes less than 24 MiB`;
+  if (!sent.length) return `That would be ${total}. Take fewer or smaller ones.`;
+  return `All pictures of a chat are sent with each question: that would be ${total}. Begin a new chat.`;
+}
+
+async function converted(file, name) {
   try {
     const bitmap = await createImageBitmap(file);
     const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
     canvas.getContext("2d").drawImage(bitmap, 0, 0);
-    return await canvas.convertToBlob();
+    const png = await canvas.convertToBlob();
+    return png.size > MOST_BYTES ? await canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 }) : png;
   } catch {
     throw new Error(`${name} is not a picture that can be read here.`);
   }

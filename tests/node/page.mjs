@@ -136,6 +136,13 @@ async function assertAccessible(page, place, but = []) {
 
 const shoot = (page, name) => screenshots && page.screenshot({ path: join(screenshots, `${name}.png`) });
 
+// What a server streams, to be given in its place.
+const streamed = (...data) => ({
+  contentType: "text/event-stream",
+  body: `: ping\n\n${data.map((data) => `data: ${JSON.stringify(data)}\n\n`).join("")}data: [DONE]\n\n`,
+});
+const said = (content) => ({ choices: [{ index: 0, delta: { content }, finish_reason: null }] });
+
 const LONG = "Write a long story about a dog and a lighthouse.";
 
 const { context, page, leave } = await visit();
@@ -428,6 +435,79 @@ await check("what the server refuses is said in its words, and goes no further",
   await leave();
 });
 
+await check("pictures that are too many or too large are not sent, and nothing of the question is lost", async () => {
+  const { page, leave } = await visit({ expected: ["status of 413"] });
+  await page.route("**/v1/chat/completions", (route) => route.fulfill(streamed(said("yes"))));
+  const alert = page.getByRole("alert");
+  const add = async (mebibytes, count = 1) => {
+    const files = await page.evaluateHandle(
+      ({ mebibytes, count }) => {
+        const transfer = new DataTransfer();
+        const bytes = new Uint8Array(mebibytes * 2 ** 20);
+        for (let i = 0; i < count; i++) transfer.items.add(new File([bytes], `${i}.png`, { type: "image/png" }));
+        return transfer;
+      },
+      { mebibytes, count },
+    );
+    await page.dispatchEvent("#drop", "drop", { dataTransfer: files });
+    await page.locator("#chosen li").nth(count - 1).waitFor();
+  };
+  await add(20);
+  await ask(page, "What is this?");
+  await answered(page, 1);
+  await add(4);
+  await ask(page, "And this?");
+  await alert.getByText("that would be 24.0 MiB of pictures, and the server takes less than 24 MiB").waitFor();
+  await shoot(page, "too-large");
+  assert.equal(await page.locator(".turn").count(), 1);
+  await page.getByRole("link", { name: "New chat" }).click();
+  await page.locator("#welcome").waitFor();
+  assert.equal(await alert.textContent(), "");
+  assert.equal(await page.locator("#chosen li").count(), 1);
+  await page.getByRole("button", { name: "Ask", exact: true }).click();
+  await answered(page, 1);
+  await add(1 / 1024, 16);
+  await ask(page, "And these?");
+  await alert.getByText("that would be 17 pictures, and the server takes 16. Begin a new chat.").waitFor();
+  await page.getByRole("link", { name: "New chat" }).click();
+  await page.getByRole("button", { name: "Ask", exact: true }).click();
+  await answered(page, 1);
+  // What is in front of the server may take less.
+  await page.route("**/v1/chat/completions", (route) => route.fulfill({ status: 413, body: "<html>" }));
+  await ask(page, "And now?");
+  await answered(page, 2, "failed");
+  const error = await lastTurn(page).locator(".error").textContent();
+  assert.match(error, /413.*\. It may help to begin a new chat, and to edit the question/);
+  await leave();
+});
+
+await check("a picture of a kind that the server does not read is sent in one that it reads, whatever its size", async () => {
+  const { page, leave } = await visit();
+  let sent;
+  await page.route("**/v1/chat/completions", (route) => {
+    sent = route.request().postData();
+    return route.fulfill(streamed(said("yes")));
+  });
+  // What the file is, the browser sees for itself.
+  const picture = await transfer(page, "dog.png", "image/avif");
+  for (const type of ["png", "jpeg"]) {
+    await page.dispatchEvent("#drop", "drop", { dataTransfer: picture });
+    await page.locator("#chosen li").waitFor();
+    await page.getByRole("link", { name: "New chat" }).click();
+    await ask(page, "What is this?");
+    await answered(page, 1);
+    assert.equal(/data:image\/(\w+)/.exec(sent)[1], type);
+    // From now on, each PNG is larger than a picture may be.
+    await page.evaluate(() => {
+      const convert = OffscreenCanvas.prototype.convertToBlob;
+      OffscreenCanvas.prototype.convertToBlob = function (options) {
+        return options ? convert.call(this, options) : new Blob([new Uint8Array(21 * 2 ** 20)]);
+      };
+    });
+  }
+  await leave();
+});
+
 await check("numbers out of range are not sent, and beams leave nothing to draw", async () => {
   const { page, leave } = await visit();
   await page.getByRole("button", { name: "Settings", exact: true }).click();
@@ -459,10 +539,8 @@ await check("numbers out of range are not sent, and beams leave nothing to draw"
 await check("what a model writes is text, and an error in the middle of it is told", async () => {
   const { page, leave } = await visit({ expected: ["net::ERR_FAILED"] });
   const evil = `<img src=x onerror="document.title='caught'"><script>document.title='caught'</script>`;
-  const chunk = { choices: [{ index: 0, delta: { content: evil }, finish_reason: null }] };
   const error = { error: { message: "the answer took longer than 600 seconds", code: "timeout", param: null } };
-  const body = `: ping\n\n${[chunk, error].map((data) => `data: ${JSON.stringify(data)}\n\n`).join("")}data: [DONE]\n\n`;
-  await page.route("**/v1/chat/completions", (route) => route.fulfill({ contentType: "text/event-stream", body }));
+  await page.route("**/v1/chat/completions", (route) => route.fulfill(streamed(said(evil), error)));
   await ask(page, evil);
   assert.equal(await answered(page, 1, "failed"), evil);
   assert.equal(await page.locator(".question .text").textContent(), evil);
