@@ -214,6 +214,9 @@ function inWords(error, sent = []) {
 function ways({ status, code, param, message }, sent) {
   const areTooMany = (status === 413 && code !== "image_too_large") || /more than \d+ pictures/.test(message);
   const ways = [];
+  if (settings.labelOf(param)) ways.push(`empty “${settings.labelOf(param)}” in the settings`);
+  if (code === "model_not_supported") ways.push("choose another model");
+  if (code === "invalid_prompt" && sent[0]?.role === "system") ways.push("empty the system text in the settings");
   if (areTooMany || code === "context_length_exceeded" || code === "invalid_prompt") {
     if (sent.some(({ role }) => role === "assistant")) ways.push("begin a new chat");
     if (areTooMany) ways.push("edit the question to take fewer or smaller pictures");

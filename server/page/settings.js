@@ -36,6 +36,9 @@ export function requestFields() {
   return { model: model.value, ...Object.fromEntries(set.map((input) => [input.name, input.valueAsNumber])) };
 }
 
+// What a request's field is called in the dialog, if it is there.
+export const labelOf = (field) => numbers.find(({ name }) => name === field)?.labels[0].textContent;
+
 export const systemText = () => byId("system").value.trim();
 
 // Opens the dialog at a field.

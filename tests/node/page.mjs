@@ -435,6 +435,26 @@ await check("what the server refuses is said in its words, and goes no further",
   await leave();
 });
 
+await check("where the model does not take what is set or was said, a way out is told", async () => {
+  const { page, leave } = await visit({ expected: ["status of 400"] });
+  const refuse = (message, param, code) =>
+    page.route("**/v1/chat/completions", (route) => route.fulfill({ status: 400, json: { error: { message, param, code } } }));
+  const errors = page.locator(".error");
+  await ask(page, "Hello?");
+  await answered(page, 1);
+  await set(page, { "System text": "Be brief.", Temperature: 1 });
+  await refuse("temperature is not supported", "temperature", "unsupported_parameter");
+  await ask(page, "Hello?");
+  await errors.getByText("It may help to empty “Temperature” in the settings.").waitFor();
+  await refuse("this blip2-itm has no language model: send one user message", "messages", "invalid_prompt");
+  await page.getByRole("button", { name: "Ask again" }).last().click();
+  await errors.getByText("empty the system text in the settings, and to begin a new chat.").waitFor();
+  await refuse('the model "clip" answers no messages', "model", "model_not_supported");
+  await page.getByRole("button", { name: "Ask again" }).last().click();
+  await errors.getByText("(model, model_not_supported). It may help to choose another model.").waitFor();
+  await leave();
+});
+
 await check("pictures that are too many or too large are not sent, and nothing of the question is lost", async () => {
   const { page, leave } = await visit({ expected: ["status of 413"] });
   await page.route("**/v1/chat/completions", (route) => route.fulfill(streamed(said("yes"))));
