@@ -41,7 +41,13 @@ function close() {
 export function start() {
   opener.onclick = () => setOpen(true);
   byId("hide-chats").onclick = close;
-  nav.addEventListener("keydown", (event) => event.key === "Escape" && close());
+  // Before anything else hears of it.
+  const leave = (event) => {
+    if (event.key !== "Escape" || !rest.inert) return;
+    event.preventDefault();
+    close();
+  };
+  document.addEventListener("keydown", leave, { capture: true });
   nav.addEventListener("click", (event) => event.target.closest("a") && close());
   // Beside the drawer.
   document.addEventListener("click", (event) => event.target === document.body && close());

@@ -409,6 +409,15 @@ await check("a phone has room for it", async () => {
   await page.getByRole("link", { name: "New chat" }).tap();
   await page.locator("#welcome").waitFor();
   await page.locator("#chats").waitFor({ state: "hidden" });
+  // Escape leaves the list, and only then stops an answer.
+  await ask(page, LONG);
+  await page.locator(".turn[data-state=running] .text").last().waitFor();
+  await page.getByRole("button", { name: "Chats" }).tap();
+  await page.keyboard.press("Escape");
+  await page.locator("#chats").waitFor({ state: "hidden" });
+  assert.equal(await lastTurn(page).getAttribute("data-state"), "running");
+  await page.keyboard.press("Escape");
+  await answered(page, 1, "stopped");
   await page.getByRole("button", { name: "Settings", exact: true }).tap();
   await shoot(page, "phone-settings");
   await leave();
