@@ -12,6 +12,8 @@ import { newId, openStore } from "./store.js";
 // How often, in milliseconds, an answer that is being written is kept, and a server that does not answer is asked.
 const KEEP_INTERVAL = 1000;
 const RETRY_INTERVAL = 2000;
+// After how long, in milliseconds, an answer of which another tab kept nothing more was stopped.
+const SILENCE = 5000;
 
 const NO_ROOM =
   "The browser did not keep all of this, perhaps for lack of room: what is new lasts until the page is left. " +
@@ -31,17 +33,39 @@ function newChat() {
   return { id: newId(), title: "", updated: 0, turns: [] };
 }
 
-// The chats of the store, but for those that this tab is writing to; what did not change is the same object as before.
-// What another tab left half written was stopped.
+// Whether an answer is being written, by this tab or another.
+const isRunning = (chat) => running.has(chat.id) || chat.turns.at(-1)?.answer.state === "running";
+
+let silence;
+
+// Reads the chats of the store, but for those that this tab is writing to. What another tab writes to is read again, and
+// was stopped where nothing is heard of it.
 async function readChats() {
+  const stored = await store.all("chats");
   const known = new Map(chats.map((chat) => [chat.id, chat]));
-  const mine = chats.filter(({ id }) => running.has(id));
-  const kept = (await store.all("chats")).filter(({ id }) => !running.has(id));
-  for (const { answer } of kept.flatMap(({ turns }) => turns)) {
-    if (answer.state === "running") answer.state = "stopped";
+  const others = stored.filter(({ id }) => !running.has(id)).map((chat) => renewed(known.get(chat.id), chat));
+  for (const chat of others.filter(isRunning)) {
+    if (Date.now() - chat.updated > SILENCE) chat.turns.at(-1).answer.state = "stopped";
   }
-  const isSame = (chat) => known.get(chat.id)?.updated === chat.updated;
-  chats = [...mine, ...kept.map((chat) => (isSame(chat) ? known.get(chat.id) : chat))];
+  chats = [...chats.filter(({ id }) => running.has(id)), ...others];
+  clearTimeout(silence);
+  if (others.some(isRunning)) silence = setTimeout(refresh, SILENCE);
+}
+
+// A chat as it is stored, in the objects that it has here: what is shown of it stays where it is.
+function renewed(known, chat) {
+  if (!known || chat.updated <= known.updated) return known ?? chat;
+  const isSame = (turn, i) => JSON.stringify(turn.question) === JSON.stringify(known.turns[i]?.question);
+  const turns = chat.turns.map((turn, i) => (isSame(turn, i) ? Object.assign(known.turns[i], turn) : turn));
+  return Object.assign(known, chat, { turns });
+}
+
+// Shows what another tab did.
+async function refresh() {
+  await readChats();
+  current = chats.find(({ id }) => id === current.id) ?? current;
+  current.turns.forEach(conversation.update);
+  await showCurrent();
 }
 
 // Keeps a record; what the browser refuses, until the page is left.
@@ -72,7 +96,7 @@ async function deleteChat(chat) {
   await store.delete("chats", chat.id);
   await forgetPictures(chat.id, []);
   composer.notify(store.isFull ? NO_ROOM : "");
-  otherTabs.postMessage(null);
+  otherTabs.postMessage({ deleted: chat.id });
   if (chat === current) location.hash = "";
   listChats();
   byId("new-chat").focus();
@@ -93,8 +117,8 @@ async function showCurrent() {
 }
 
 function showRunning() {
-  conversation.setRunning(running.has(current.id));
-  composer.setRunning(running.has(current.id));
+  conversation.setRunning(isRunning(current));
+  composer.setRunning(isRunning(current));
 }
 
 // Opens the chat that the address names, or a new one.
@@ -153,6 +177,9 @@ async function answer(chat, turn, fields, pictures) {
   turn.answer = { text: "", state: "running", model: fields.model };
   composer.notify("");
   const announcer = new conversation.Announcer();
+  const keepOn = () => Date.now() - chat.updated >= KEEP_INTERVAL && keep(chat);
+  // Other tabs hear of it before its first word too.
+  const timer = setInterval(keepOn, KEEP_INTERVAL);
   let request;
   try {
     await Promise.all(pictures.map((picture) => put("pictures", { ...picture, chat: chat.id })));
@@ -161,12 +188,9 @@ async function answer(chat, turn, fields, pictures) {
     await keep(chat);
     await forgetPictures(chat.id, chat.turns);
     request = { ...fields, messages: await messages(chat, turn) };
-    let kept = Date.now();
     for await (const chunk of ask(request, settings.apiKey(), controller.signal)) {
       take(turn, chunk, announcer);
-      if (Date.now() - kept < KEEP_INTERVAL) continue;
-      kept = Date.now();
-      keep(chat);
+      keepOn();
     }
     turn.answer.state = "done";
   } catch (error) {
@@ -176,6 +200,7 @@ async function answer(chat, turn, fields, pictures) {
     if (error.status === 401) settings.askForKey(settings.apiKey() !== "");
     if (error.param === "model") connect();
   }
+  clearInterval(timer);
   announcer.finish(turn.answer.error);
   conversation.update(turn);
   // Until it is kept, it is not to be read again.
@@ -268,15 +293,21 @@ async function connect() {
   }
 }
 
-otherTabs.onmessage = async () => {
-  await readChats();
-  if (running.has(current.id)) return listChats();
-  current = chats.find(({ id }) => id === current.id) ?? current;
-  await showCurrent();
+// Ends the answer of the open chat, whichever tab is writing it.
+function stop() {
+  if (running.has(current.id)) running.get(current.id).abort();
+  else otherTabs.postMessage({ stopped: current.id });
+}
+
+otherTabs.onmessage = ({ data }) => {
+  const { stopped, deleted } = data ?? {};
+  chats = chats.filter(({ id }) => id !== deleted);
+  running.get(stopped ?? deleted)?.abort();
+  refresh();
 };
 settings.start(connect);
 chatList.start();
-composer.start({ ask: askQuestion, stop: () => running.get(current.id)?.abort() });
+composer.start({ ask: askQuestion, stop });
 byId("skip").onclick = (event) => {
   event.preventDefault();
   composer.focus();
@@ -285,6 +316,12 @@ if (!lasts) byId("storage").textContent = "This browser keeps no chats: they las
 await readChats();
 window.addEventListener("hashchange", openChat);
 // What is being written when the page is left was stopped, and did not fail.
-window.addEventListener("pagehide", () => running.forEach((controller) => controller.abort()));
+window.addEventListener("pagehide", () => {
+  for (const chat of chats.filter(({ id }) => running.has(id))) {
+    running.get(chat.id).abort();
+    chat.turns.at(-1).answer.state = "stopped";
+    keep(chat);
+  }
+});
 await openChat();
 await connect();

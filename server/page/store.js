@@ -54,6 +54,8 @@ class Database {
     return new Promise((resolve, reject) => {
       const transaction = this.database.transaction(store, mode);
       const request = work(transaction.objectStore(store));
+      // At once, since the page may be left.
+      transaction.commit();
       transaction.oncomplete = () => resolve(request.result);
       transaction.onerror = transaction.onabort = () => reject(transaction.error);
     });

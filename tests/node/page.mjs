@@ -272,6 +272,42 @@ await check("a second chat stands beside the first", async () => {
 
 await leave();
 
+await check("two tabs of a chat show the same, and lose nothing of it", async () => {
+  const { context, page, leave } = await visit();
+  await set(page, { "Most tokens": 3000 });
+  await ask(page, LONG);
+  await page.locator(".turn[data-state=running]").waitFor();
+  const other = await context.newPage();
+  await other.goto(page.url());
+  await other.locator(".turn[data-state=running]").waitFor();
+  assert.ok(await other.getByRole("button", { name: "Ask", exact: true }).isHidden());
+  const text = await answerOf(other.locator(".turn")).elementHandle();
+  const length = (await text.textContent()).length;
+  await other.waitForFunction(([text, length]) => text.isConnected && text.textContent.length > length, [text, length]);
+  await other.getByRole("button", { name: "Stop" }).click();
+  assert.equal(await answered(other, 1, "stopped"), await answered(page, 1, "stopped"));
+  await other.locator("#model option").waitFor({ state: "attached" });
+  await ask(other, LONG);
+  await page.locator(".turn:nth-child(2)[data-state=running]").waitFor();
+  await other.reload();
+  await answered(other, 2, "stopped");
+  await answered(page, 2, "stopped");
+  await page.bringToFront();
+  await set(page, { "Most tokens": 16 });
+  await ask(page, "And then?");
+  const last = await answered(page, 3);
+  assert.equal(await answered(other, 3), last);
+  // A tab that is gone without a word.
+  await set(page, { "Most tokens": 3000 });
+  await ask(page, LONG);
+  await other.locator(".turn:nth-child(4)[data-state=running]").waitFor();
+  const session = await context.newCDPSession(page);
+  session.send("Page.crash").catch(() => {});
+  await answered(other, 4, "stopped");
+  await other.getByRole("button", { name: "Ask", exact: true }).waitFor();
+  await leave();
+});
+
 await check("where the browser has no room left, a chat goes on until the page is left", async () => {
   const { page, leave } = await visit();
   await ask(page, "Hello?");
