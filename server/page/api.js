@@ -10,10 +10,17 @@ export class ApiError extends Error {
   }
 }
 
+// Whether a server can have such a key.
+export const isKey = (key) => /^[\x21-\x7e]*$/.test(key);
+
 const fromBody = (error, more = {}) =>
   new ApiError(error.message ?? "The server gives no reason.", { code: error.code, param: error.param, ...more });
 
 async function send(path, key, options = {}) {
+  if (!isKey(key)) {
+    const message = "The API key has a character that no key can have, such as a space or a long dash: copy it anew.";
+    throw new ApiError(message, { status: 401 });
+  }
   const headers = { ...options.headers };
   if (key) headers.authorization = `Bearer ${key}`;
   let response;

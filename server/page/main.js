@@ -197,7 +197,7 @@ async function answer(chat, turn, fields, pictures) {
     const isStopped = controller.signal.aborted;
     turn.answer.state = isStopped ? "stopped" : "failed";
     if (!isStopped) turn.answer.error = inWords(error, request?.messages);
-    if (error.status === 401) settings.askForKey(settings.apiKey() !== "");
+    if (error.status === 401) settings.askForKey(error);
     if (error.param === "model") connect();
   }
   clearInterval(timer);

@@ -1,6 +1,6 @@
 // The settings: the model, how it draws, and the key.
 
-import { models } from "./api.js";
+import { isKey, models } from "./api.js";
 import { byId } from "./dom.js";
 import { remembered } from "./store.js";
 
@@ -53,9 +53,10 @@ export async function listModels() {
   try {
     served = await models(apiKey());
   } catch (error) {
-    if (error.status === 401) askForKey(apiKey() !== "");
+    if (error.status === 401) askForKey(error);
     throw error;
   }
+  describeKey();
   const option = ({ id, status }) => {
     const option = new Option(status === "loaded" ? id : `${id} (not loaded)`, id);
     option.disabled = status !== "loaded";
@@ -67,13 +68,17 @@ export async function listModels() {
   model.value = usable.includes(wanted) ? wanted : (usable[0] ?? "");
 }
 
+// Says below the key what is wrong with it, or else what it is.
+function describeKey(wrong = "") {
+  key.ariaInvalid = String(wrong !== "");
+  byId("key-about").textContent = wrong || "This server asks for one. It is kept until the tab is closed.";
+}
+
 // Shows the field of the key, with what is wrong.
-export function askForKey(isWrong) {
+export function askForKey({ message }) {
   byId("key-field").hidden = false;
-  key.ariaInvalid = String(isWrong);
-  byId("key-about").textContent = isWrong
-    ? "The server does not know this key."
-    : "This server asks for one. It is kept until the tab is closed.";
+  const wrong = isKey(apiKey()) ? "The server does not know this key." : message;
+  describeKey(apiKey() && wrong);
   open(key);
 }
 

@@ -623,6 +623,9 @@ await check("a server with keys asks for one, and the tab keeps it", async () =>
   const { context, page, leave } = await visit({ url: guarded, expected: ["status of 401"] });
   const field = page.getByLabel("API key");
   await field.waitFor();
+  await field.fill("sk–test");
+  await page.keyboard.press("Enter");
+  await page.locator("#key-about").getByText("The API key has a character that no key can have").waitFor();
   await field.fill("sk-wrong");
   await page.keyboard.press("Enter");
   await page.getByText("The server does not know this key.").waitFor();
@@ -631,6 +634,7 @@ await check("a server with keys asks for one, and the tab keeps it", async () =>
   await field.fill(KEY);
   await page.keyboard.press("Enter");
   await page.locator("#model option").waitFor({ state: "attached" });
+  assert.equal(await field.getAttribute("aria-invalid"), "false");
   await ask(page, "Hello?");
   await answered(page, 1);
   assert.equal(await page.getByRole("alert").textContent(), "");
