@@ -614,7 +614,7 @@ await check("what a model writes is text, and an error in the middle of it is to
   await page.unroute("**/v1/chat/completions");
   await page.route("**/v1/chat/completions", (route) => route.abort());
   await page.getByRole("button", { name: "Ask again" }).click();
-  await page.getByText("The server cannot be reached.").first().waitFor();
+  await page.getByText("The server cannot be reached, or refused the question before it had all of it").first().waitFor();
   assert.ok(!(await page.title()).includes("caught "));
   await leave();
 });
@@ -642,6 +642,16 @@ await check("a server with keys asks for one, and the tab keeps it", async () =>
   await page.locator("#model option").waitFor({ state: "attached" });
   const kept = await page.evaluate(() => [JSON.stringify({ ...localStorage }), JSON.stringify({ ...sessionStorage })]);
   assert.deepEqual(kept.map((storage) => storage.includes("sk-test")), [false, true]);
+  // Refused before all of it was sent.
+  await page.evaluate(() => sessionStorage.setItem("qbridge-key", "sk-wrong"));
+  await page.reload();
+  await page.getByText("The server does not know this key.").waitFor();
+  await page.keyboard.press("Escape");
+  await page.evaluate(() => document.getElementById("model").replaceChildren(new Option("qbridge-demo")));
+  await page.locator("#files").setInputFiles({ name: "large.png", mimeType: "image/png", buffer: Buffer.alloc(6 * 2 ** 20) });
+  await page.locator("#chosen li").waitFor();
+  await ask(page, "What is this?");
+  await page.locator(".error").getByText("This server asks for an API key").waitFor();
   const other = await context.newPage();
   await other.goto(guarded);
   await other.getByLabel("API key").waitFor();
