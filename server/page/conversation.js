@@ -30,7 +30,7 @@ export async function show(chat, { load, edit, again }) {
   if (call !== shown) return;
   byId("welcome").hidden = chat.turns.length > 0;
   const isChanged = setChildren(list, chat.turns.map((turn) => views.get(turn).item));
-  if (isChanged) section.scrollTop = section.scrollHeight;
+  if (isChanged) toEnd();
 }
 
 function view(turn, pictures, { edit, again }) {
@@ -62,12 +62,20 @@ export function setRunning(isRunning) {
   for (const button of list.querySelectorAll(".edit, .again")) button.disabled = isRunning;
 }
 
+const isAtEnd = () => section.scrollHeight - section.scrollTop - section.clientHeight < NEAR;
+const toEnd = () => (section.scrollTop = section.scrollHeight);
+
 // Changes the page; whoever was at its end stays there.
 function stayingAtEnd(change) {
-  const isAtEnd = section.scrollHeight - section.scrollTop - section.clientHeight < NEAR;
+  const stays = isAtEnd();
   change();
-  if (isAtEnd) section.scrollTop = section.scrollHeight;
+  if (stays) toEnd();
 }
+
+// So do they where the composer grows.
+let wasAtEnd = true;
+section.addEventListener("scroll", () => (wasAtEnd = isAtEnd()));
+new ResizeObserver(() => wasAtEnd && toEnd()).observe(section);
 
 // Shows more of an answer's text: what is selected of it stays selected.
 export function append(turn, text) {

@@ -23,15 +23,17 @@ export async function readPicture(file) {
 // Why the server would not take the pictures of a question and those that were `sent` before, or nothing. Those that an
 // earlier version of the page kept are of unknown size.
 export function excess(sent, pictures) {
-  const all = [...sent, ...pictures];
-  const bytes = all.reduce((sum, { size }) => sum + (size ?? 0), 0);
-  const isTooMany = all.length > MOST_PICTURES;
-  if (!isTooMany && bytes <= MOST_BYTES_TOGETHER) return "";
-  const total = isTooMany
-    ? `${all.length} pictures, and the server takes ${MOST_PICTURES}`
-    : `${(bytes / MIB).toFixed(1)} MiB of pictures, and the server takes less than 24 MiB`;
-  if (!sent.length) return `That would be ${total}. Take fewer or smaller ones.`;
-  return `All pictures of a chat are sent with each question: that would be ${total}. Begin a new chat.`;
+  const alone = overLimit(pictures);
+  if (alone) return `That would be ${alone}. Take fewer or smaller ones.`;
+  const all = overLimit([...sent, ...pictures]);
+  return all && `All pictures of a chat are sent with each question: that would be ${all}. Begin a new chat.`;
+}
+
+function overLimit(pictures) {
+  const bytes = pictures.reduce((sum, { size }) => sum + (size ?? 0), 0);
+  if (pictures.length > MOST_PICTURES) return `${pictures.length} pictures, and the server takes ${MOST_PICTURES}`;
+  if (bytes <= MOST_BYTES_TOGETHER) return "";
+  return `${(bytes / MIB).toFixed(1)} MiB of pictures, and the server takes less than 24 MiB`;
 }
 
 async function converted(file, name) {

@@ -501,7 +501,7 @@ await check("where the model does not take what is set or was said, a way out is
 });
 
 await check("pictures that are too many or too large are not sent, and nothing of the question is lost", async () => {
-  const { page, leave } = await visit({ expected: ["status of 413"] });
+  const { page, leave } = await visit({ expected: ["status of 413"], viewport: { width: 1200, height: 560 } });
   await page.route("**/v1/chat/completions", (route) => route.fulfill(streamed(said("yes"))));
   const alert = page.getByRole("alert");
   const add = async (mebibytes, count = 1) => {
@@ -531,6 +531,16 @@ await check("pictures that are too many or too large are not sent, and nothing o
   assert.equal(await page.locator("#chosen li").count(), 1);
   await page.getByRole("button", { name: "Ask", exact: true }).click();
   await answered(page, 1);
+  await add(12.5, 2);
+  await ask(page, "And these?");
+  await alert.getByText("That would be 25.0 MiB of pictures").waitFor();
+  const isAtEnd = () => {
+    const { scrollHeight, scrollTop, clientHeight } = document.getElementById("conversation");
+    return scrollHeight > clientHeight && scrollHeight - scrollTop - clientHeight < 2;
+  };
+  await page.waitForFunction(isAtEnd);
+  await page.getByRole("button", { name: "Remove 0.png" }).click();
+  await page.getByRole("button", { name: "Remove 1.png" }).click();
   await add(1 / 1024, 16);
   await ask(page, "And these?");
   await alert.getByText("that would be 17 pictures, and the server takes 16. Begin a new chat.").waitFor();
