@@ -31,6 +31,8 @@ export function fill(text = "", pictures = [], turn = null) {
   fit();
 }
 
+export const isEmpty = () => question.value === "" && chosen.length === 0;
+
 export const isEditing = () => edited !== null;
 
 // While an answer is being written, it can be stopped and nothing else asked.

@@ -199,6 +199,7 @@ async function answer(chat, turn, fields, pictures) {
     if (!isStopped) turn.answer.error = inWords(error, request?.messages);
     if (error.status === 401) settings.askForKey(error);
     if (error.param === "model") connect();
+    if (isTooLarge(error)) await giveBack(chat, turn);
   }
   clearInterval(timer);
   announcer.finish(turn.answer.error);
@@ -208,6 +209,13 @@ async function answer(chat, turn, fields, pictures) {
   running.delete(chat.id);
   showRunning();
   listChats();
+}
+
+// Puts a copy of a question back, to be asked in another chat or with other pictures.
+async function giveBack(chat, { question }) {
+  const loaded = await Promise.all(question.pictures.map(loadPicture));
+  const pictures = loaded.map((picture) => ({ ...picture, id: newId() }));
+  if (chat === current && composer.isEmpty()) composer.fill(question.text, pictures);
 }
 
 function take(turn, { choices: [choice], usage, timings }, announcer) {
@@ -235,16 +243,20 @@ function inWords(error, sent = []) {
   return [more.length && !/[.?!]$/.test(first) ? `${first}.` : first, ...more].join(" ");
 }
 
+// Whether a request, which holds the whole chat, is too large.
+const isTooLarge = ({ status, code, message }) =>
+  (status === 413 && code !== "image_too_large") || /more than \d+ pictures/.test(message);
+
 // What may help, each as "to ...".
-function ways({ status, code, param, message }, sent) {
-  const areTooMany = (status === 413 && code !== "image_too_large") || /more than \d+ pictures/.test(message);
+function ways(error, sent) {
+  const { code, param } = error;
   const ways = [];
   if (settings.labelOf(param)) ways.push(`empty “${settings.labelOf(param)}” in the settings`);
   if (code === "model_not_supported") ways.push("choose another model");
   if (code === "invalid_prompt" && sent[0]?.role === "system") ways.push("empty the system text in the settings");
-  if (areTooMany || code === "context_length_exceeded" || code === "invalid_prompt") {
+  if (isTooLarge(error) || code === "context_length_exceeded" || code === "invalid_prompt") {
     if (sent.some(({ role }) => role === "assistant")) ways.push("begin a new chat");
-    if (areTooMany) ways.push("edit the question to take fewer or smaller pictures");
+    if (isTooLarge(error)) ways.push("take fewer or smaller pictures");
   }
   return ways;
 }

@@ -552,7 +552,8 @@ await check("pictures that are too many or too large are not sent, and nothing o
   await ask(page, "And now?");
   await answered(page, 2, "failed");
   const error = await lastTurn(page).locator(".error").textContent();
-  assert.match(error, /413.*\. It may help to begin a new chat, and to edit the question/);
+  assert.match(error, /413.*\. It may help to begin a new chat, and to take fewer or smaller pictures/);
+  assert.equal(await page.getByLabel("Question").inputValue(), "And now?");
   await leave();
 });
 
