@@ -29,8 +29,8 @@ async function send(path, key, options = {}) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     // A server may refuse a question before it has all of it, and not every browser reads that answer then.
-    const other = "or refused the question before it had all of it: for a wrong API key, too large pictures or its load";
-    throw new ApiError(`The server cannot be reached${options.body ? `, ${other}.` : ". Is it running?"}`);
+    const refusal = "refused the question before it had all of it: for a wrong API key, too large pictures or its load";
+    throw new ApiError(`The server cannot be reached${options.body ? `, or ${refusal}.` : ". Is it running?"}`);
   }
   if (response.ok) return response;
   const status = response.status;

@@ -38,8 +38,8 @@ const isRunning = (chat) => running.has(chat.id) || chat.turns.at(-1)?.answer.st
 
 let silence;
 
-// Reads the chats of the store, but for those that this tab is writing to. What another tab writes to is read again, and
-// was stopped where nothing is heard of it.
+// Reads the chats of the store, but for those that this tab is writing to. What another tab writes to is read again,
+// and was stopped where nothing is heard of it.
 async function readChats() {
   const stored = await store.all("chats");
   const known = new Map(chats.map((chat) => [chat.id, chat]));
@@ -237,10 +237,9 @@ function inWords(error, sent = []) {
   if (code === "invalid_api_key") return "This server asks for an API key, which the settings have a field for.";
   const place = [param, code].filter(Boolean).join(", ");
   const said = `${message}${place ? ` (${place})` : ""}`;
-  const help = ways(error, sent);
-  const hints = [retryAfter && `Try again in ${retryAfter} s.`, help.length && `It may help to ${help.join(", and to ")}.`];
-  const [first, ...more] = [said, ...hints.filter(Boolean)];
-  return [more.length && !/[.?!]$/.test(first) ? `${first}.` : first, ...more].join(" ");
+  const help = ways(error, sent).join(", and to ");
+  const hints = [retryAfter && `Try again in ${retryAfter} s.`, help && `It may help to ${help}.`].filter(Boolean);
+  return [hints.length && !/[.?!]$/.test(said) ? `${said}.` : said, ...hints].join(" ");
 }
 
 // Whether a request, which holds the whole chat, is too large.
