@@ -193,3 +193,31 @@ fn there_is_nothing_to_go_on_with_on_standard_output() {
     let error = one_line_error(&mut caption(dir.path(), ["a.png", "--resume"]));
     assert!(error.contains("--resume needs --out"), "{error}");
 }
+
+#[test]
+fn an_output_is_gone_on_with_as_it_was_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["p/a.png", "p/b.png"] {
+        put(dir.path().join(name));
+    }
+    for out in ["a.jsonl", "a.csv", "a.parquet"] {
+        let run = |more: &[&'static str]| {
+            let args = ["p", "--out", out, "--prompt", "what?"];
+            caption(dir.path(), args.into_iter().chain(more.iter().copied()))
+        };
+        stdout(&mut run(&[]));
+        let before = std::fs::read(dir.path().join(out)).unwrap();
+        let error = one_line_error(&mut run(&["--resume", "--num-beams", "2"]));
+        assert!(error.contains("begun with num_beams = null"), "{error}");
+        let other = ["p", "--out", out, "--prompt", "why?", "--resume"];
+        let error = one_line_error(&mut caption(dir.path(), other));
+        assert!(error.contains("begun with prompt = \"what?\""), "{error}");
+        assert_eq!(std::fs::read(dir.path().join(out)).unwrap(), before);
+        stdout(&mut run(&["--resume", "--slots", "2"]));
+        stdout(&mut run(&["--overwrite", "--num-beams", "2"]));
+        stdout(&mut run(&["--resume", "--num-beams", "2"]));
+        // Nobody knows of what has no settings.
+        std::fs::remove_file(dir.path().join(format!("{out}.settings"))).unwrap();
+        stdout(&mut caption(dir.path(), other));
+    }
+}

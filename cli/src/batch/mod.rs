@@ -6,6 +6,7 @@
 //! - `file`: a file of whole rows that a later run goes on with
 //! - `lines`: rows as JSON lines
 //! - `progress`: how far it is, and what it did
+//! - `settings`: what all rows of one output were asked with
 //! - `shard`: one of several parts of the work
 //! - `stop`: being stopped, and how to go on
 
@@ -14,6 +15,7 @@ mod done;
 mod file;
 pub mod lines;
 mod progress;
+mod settings;
 mod shard;
 mod stop;
 
@@ -21,5 +23,6 @@ pub use answers::{Answers, Choice, Failure, LOOK_AHEAD, collect, context, read_i
 pub use done::Done;
 pub use file::{Existing, RowFile};
 pub use progress::{Progress, Tally, set_total};
+pub use settings::{Settings, check_settings, read_back};
 pub use shard::{NameHash, hash};
 pub use stop::{how_to_go_on, watch_signals};

@@ -39,7 +39,7 @@ const PICTURES: &str = "pictures";
 /// Runs the command.
 pub fn run(args: &CaptionArgs) -> Result<ExitCode> {
     let manifest = Manifest::read(&args.bundle)?;
-    let (output, earlier) = Output::open(args)?;
+    let (output, earlier) = Output::open(args, &manifest)?;
     let sidecars = Sidecars::of(args);
     let captioner = Captioner::open(args, &manifest, sidecars.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use eval::Answers;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::rows::{BEGINNINGS, Line, Row};
 use super::settings::Settings;
 use crate::args::EvalArgs;
-use crate::batch::{Existing, RowFile, lines};
+use crate::batch::{Existing, RowFile, check_settings, lines, read_back};
 
 /// The answers that are there.
 pub struct Journal {
@@ -63,7 +63,7 @@ impl Journal {
         let settings = read_back(settings)?;
         file.recover(|reader| {
             let add = |line| match line {
-                Line::Settings { settings: earlier } => check(&earlier, &settings),
+                Line::Settings { settings: earlier } => check_settings(&earlier, &settings),
                 Line::Row(row) => self.add_earlier(row),
             };
             lines::recover(reader, "eval", &BEGINNINGS, add)
@@ -101,26 +101,6 @@ impl Journal {
     pub fn finish(&self) -> Result<()> {
         self.file.as_ref().map_or(Ok(()), RowFile::sync)
     }
-}
-
-/// Settings as they are once written and read, where numbers have no type of their own.
-fn read_back(settings: &Settings) -> Result<Map<String, Value>> {
-    Ok(serde_json::from_slice(&serde_json::to_vec(settings)?)?)
-}
-
-/// Answers to one benchmark are comparable where all questions were asked alike.
-fn check(earlier: &Map<String, Value>, now: &Map<String, Value>) -> Result<()> {
-    let names = earlier.keys().chain(now.keys());
-    for name in names {
-        let of = |settings: &Map<String, Value>| settings.get(name).cloned().unwrap_or_default();
-        let (earlier, now) = (of(earlier), of(now));
-        if earlier != now {
-            bail!(
-                "it was begun with {name} = {earlier}, and now it is {now}: name another file, or --overwrite this one"
-            );
-        }
-    }
-    Ok(())
 }
 
 /// Writes a file at once in place of what was there.

@@ -14,7 +14,7 @@ mod journal;
 mod results;
 mod retrieval;
 mod rows;
-mod settings;
+pub(super) mod settings;
 
 use std::path::Path;
 use std::process::ExitCode;

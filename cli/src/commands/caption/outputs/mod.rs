@@ -2,6 +2,7 @@
 
 mod csv;
 mod parquet;
+mod settings;
 mod sidecar;
 
 use std::fs::{File, OpenOptions};
@@ -9,6 +10,7 @@ use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use bridge::bundle::Manifest;
 
 use super::rows::Row;
 use crate::args::{CaptionArgs, OutputFormat};
@@ -54,8 +56,9 @@ impl Output {
     /// Opens the output that the command line names.
     ///
     /// # Errors
-    /// It is there and nothing was said of that, another run writes to it, or it cannot be written or is not such an output.
-    pub fn open(args: &CaptionArgs) -> Result<(Output, Earlier)> {
+    /// It is there and nothing was said of that, another run writes to it, it was begun with another bundle or other settings,
+    /// or it cannot be written or is not such an output.
+    pub fn open(args: &CaptionArgs, manifest: &Manifest) -> Result<(Output, Earlier)> {
         let format = format(args)?;
         let Some(path) = &args.out else {
             if args.resume && args.sidecar.is_none() {
@@ -92,6 +95,7 @@ impl Output {
             rows.clear()?;
         }
         let is_new = rows.is_empty();
+        settings::keep(path, is_new, &settings::of(args, manifest)?)?;
         let mut output = Output::new(Target::File { rows, becomes }, format)?;
         if !is_new {
             output.header = None;
