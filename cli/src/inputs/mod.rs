@@ -9,6 +9,7 @@ mod pattern;
 mod tar;
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -205,7 +206,20 @@ fn unreadable(
 }
 
 fn display(path: &Path) -> String {
-    path.display().to_string()
+    text(path.as_os_str().as_encoded_bytes())
+}
+
+/// A name as text. Bytes that are no characters are written as `\xE9`, so that names stay apart.
+fn text(name: &[u8]) -> String {
+    let mut text = String::with_capacity(name.len());
+    for chunk in name.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            // A string takes all that is written to it.
+            let _ = write!(text, "\\x{byte:02X}");
+        }
+    }
+    text
 }
 
 /// An http or https URL, where it is one.

@@ -9,7 +9,7 @@ use flate2::read::MultiGzDecoder;
 use qformer::image::ImageLimits;
 use tar::{Archive, Entry, EntryType};
 
-use super::{Picture, Visitor, buffered, display, is_picture_name, offer, unreadable};
+use super::{Picture, Visitor, buffered, display, is_picture_name, offer, text, unreadable};
 use crate::batch::{NameHash, hash};
 use crate::input::open;
 
@@ -51,7 +51,7 @@ fn walk_entries<'a, R: Read + 'a>(
             Ok(entry) => entry,
             Err(error) => return unreadable(visitor, archive, error),
         };
-        let member = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let member = text(&entry.path_bytes());
         let place = members.add(&entry);
         if entry.header().entry_type().is_dir() || !is_picture_name(Path::new(&member)) {
             continue;
@@ -141,7 +141,7 @@ impl Members<'_> {
     /// Reads what a link leads to.
     fn read(&self, place: Option<Place>, link: &Entry<'_, impl Read>) -> io::Result<Picture> {
         let target = link.link_name_bytes().unwrap_or_default();
-        let target = String::from_utf8_lossy(&target);
+        let target = text(&target);
         let Some(archive) = self.archive else {
             return Err(io::Error::other(format!(
                 "this is a link to {target}, and links are followed in archives that are not compressed alone"

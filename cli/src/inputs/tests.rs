@@ -248,6 +248,11 @@ fn patterns_find_names_that_are_not_utf_8() {
     assert_eq!(found("caf?.png"), paths[1..2]);
     assert_eq!(found("d?/*.png"), paths[2..]);
     assert_eq!(found("**/*.png"), paths);
+    // In the output, they stay apart.
+    let taken = walk(dir.path());
+    let root = display(dir.path()).len() + 1;
+    let names: Vec<&str> = taken.names().iter().map(|name| &name[root..]).collect();
+    assert_eq!(names, ["a.png", r"caf\xE9.png", r"d\xFF/e.png"]);
 }
 
 #[cfg(unix)]
