@@ -73,6 +73,11 @@ fn a_pattern_finds_names_that_are_not_utf_8() {
     let rows = rows(&output);
     assert_eq!(rows.len(), 3);
     assert!(rows.iter().all(|row| row["caption"].is_string()));
+    let names: Vec<&str> = rows
+        .iter()
+        .map(|row| row["image"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["g/a.png", r"g/caf\xE8.png", r"g/caf\xE9.png"]);
 }
 
 #[test]
