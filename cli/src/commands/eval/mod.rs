@@ -14,7 +14,7 @@ mod journal;
 mod results;
 mod retrieval;
 mod rows;
-pub(super) mod settings;
+mod settings;
 
 use std::path::Path;
 use std::process::ExitCode;

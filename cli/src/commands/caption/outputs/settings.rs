@@ -1,4 +1,4 @@
-//! What captions depend on beside their pictures, in a file of its own beside the output (`FILE.settings`): rows are read by
+//! What captions were asked for with, in a file of its own beside the output (`FILE.settings`): rows are read by
 //! others, and have no place for it.
 
 use std::io;
@@ -9,12 +9,11 @@ use bridge::bundle::Manifest;
 use serde::Serialize;
 
 use super::super::super::bundle_hash;
-use super::super::super::eval::settings::named as value_name;
 use super::{beside, named};
 use crate::args::CaptionArgs;
 use crate::batch::{Settings, check_settings, lines, read_back};
 
-/// All that captions depend on. What is not given is the bundle's.
+/// What is asked, not how it is computed: another machine may have less memory. What is not given is the bundle's.
 #[derive(Debug, Serialize)]
 struct Asked<'a> {
     bundle: &'a str,
@@ -31,8 +30,6 @@ struct Asked<'a> {
     repetition_penalty: Option<f32>,
     temperature: Option<f32>,
     seed: Option<u64>,
-    cache_type: String,
-    vision: String,
 }
 
 /// As the command line says.
@@ -52,8 +49,6 @@ pub(super) fn of(args: &CaptionArgs, manifest: &Manifest) -> Result<Settings> {
         repetition_penalty: generation.repetition_penalty,
         temperature: generation.temperature,
         seed: generation.seed,
-        cache_type: value_name(&args.engine.cache_type),
-        vision: value_name(&args.engine.vision),
     })
 }
 
