@@ -1,14 +1,22 @@
 //! What matches a pattern, in the order of names. As the glob library walks, but for names that are not UTF-8, of which
 //! that library takes none or panics: here a wildcard stands for what is no character too.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirEntry};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Component, Path, PathBuf, is_separator};
 
-use glob::{Pattern, PatternError};
+use glob::{MatchOptions, Pattern, PatternError};
 
 use super::is_hidden;
+
+/// Names in either case match, as cameras write them.
+const OPTIONS: MatchOptions = MatchOptions {
+    case_sensitive: false,
+    require_literal_separator: true,
+    require_literal_leading_dot: false,
+};
 
 /// A pattern, directory by directory.
 pub(super) struct Expansion {
@@ -20,7 +28,7 @@ pub(super) struct Expansion {
 
 /// What one name must be.
 enum Part {
-    Literal(String),
+    Literal(Pattern),
     Wildcard(Pattern),
     /// `**`: any directories, or none.
     Directories,
@@ -65,7 +73,7 @@ impl Expansion {
             None if self.is_of_directories && !at.is_dir() => ControlFlow::Continue(()),
             None => found(at, Ok(())),
             Some((Part::Literal(name), rest)) => {
-                let path = below(at, Path::new(name));
+                let path = below(at, Path::new(name.as_str()));
                 match path.symlink_metadata() {
                     Ok(_) => self.expand(&path, rest, found),
                     Err(_) => ControlFlow::Continue(()),
@@ -138,20 +146,17 @@ impl Part {
         Ok(match name {
             "**" => Part::Directories,
             _ if name.contains(['*', '?', '[']) => Part::Wildcard(Pattern::new(name)?),
-            _ => Part::Literal(name.to_owned()),
+            _ => Part::Literal(Pattern::new(name)?),
         })
     }
 
     fn matches(&self, path: &Path) -> bool {
-        let Some(name) = path.file_name() else {
+        let (Part::Literal(pattern) | Part::Wildcard(pattern)) = self else {
             return false;
         };
-        match self {
-            Part::Literal(literal) => name == literal.as_str(),
-            // Bytes that are no characters become characters that only wildcards match.
-            Part::Wildcard(pattern) => pattern.matches(&name.to_string_lossy()),
-            Part::Directories => false,
-        }
+        // Bytes that are no characters become characters that only wildcards match.
+        let name = path.file_name().map(OsStr::to_string_lossy);
+        name.is_some_and(|name| pattern.matches_with(&name, OPTIONS))
     }
 }
 
