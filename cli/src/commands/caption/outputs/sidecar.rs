@@ -59,25 +59,32 @@ impl Sidecars {
         }
         // In this order: what this run writes has its owner before it is there.
         let path = self.path(picture);
-        path.exists() && self.owner(&path).is_none()
+        let is_others = |owner| owner != hash_path(picture);
+        path.exists() && !self.owner(&path).is_some_and(is_others)
     }
 
     /// Takes the file beside a picture for it. Called in the order of the pictures, so that it is the first of several
     /// that has it.
     ///
     /// # Errors
-    /// It is another picture's of this run.
+    /// It is another picture's of this run, or was taken for this one and may not be replaced.
     pub fn claim(&self, picture: &Path) -> Result<()> {
         let path = self.path(picture);
         let picture = hash_path(picture);
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        if *owners.entry(hash_path(&path)).or_insert(picture) != picture {
-            bail!(
-                "{} is that of another picture of this run: --sidecar xmp writes one for each",
-                path.display()
-            );
+        match owners.insert(hash_path(&path), picture) {
+            Some(owner) if owner != picture => {
+                owners.insert(hash_path(&path), owner);
+                bail!(
+                    "{} is that of another picture of this run: --sidecar xmp writes one for each",
+                    path.display()
+                )
+            }
+            Some(_) if self.existing != Existing::Overwrite => {
+                bail!("{} is written in this run already", path.display())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn owner(&self, path: &Path) -> Option<NameHash> {
@@ -258,8 +265,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [a, b] = ["a.jpg", "a.png"].map(|name| dir.path().join(name));
         txt.claim(&a).unwrap();
-        // A picture that is named twice is no other one.
-        txt.claim(&a).unwrap();
+        let error = txt.claim(&a).unwrap_err().to_string();
+        assert!(error.contains("already"), "{error}");
         let error = txt.claim(&b).unwrap_err().to_string();
         assert!(
             error.contains("a.txt is that of another picture"),
@@ -269,6 +276,11 @@ mod tests {
         fs::write(dir.path().join("a.txt"), "").unwrap();
         assert!(!txt.is_done(&b));
         assert!(sidecars(SidecarFormat::Txt, Existing::Resume).is_done(&b));
+        let overwrite = sidecars(SidecarFormat::Txt, Existing::Overwrite);
+        overwrite.claim(&a).unwrap();
+        overwrite.claim(&a).unwrap();
+        overwrite.claim(&b).unwrap_err();
+        overwrite.claim(&b).unwrap_err();
         let xmp = sidecars(SidecarFormat::Xmp, Existing::Refuse);
         xmp.claim(&a).unwrap();
         xmp.claim(&b).unwrap();
