@@ -805,6 +805,16 @@ pub(crate) fn take_error() -> Option<String> {
     FIRST_ERROR.with(RefCell::take)
 }
 
+/// Whether llama.cpp says that it stopped as it was asked to ([`ProcessError::Aborted`]), which it takes for an error.
+fn is_abort(text: &str) -> bool {
+    [
+        "graph_compute_async failed with error 1",
+        "compute status: 1",
+    ]
+    .iter()
+    .any(|end| text.ends_with(end))
+}
+
 unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
     if text.is_null() {
         return;
@@ -815,6 +825,10 @@ unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mu
             // SAFETY: llama.cpp passes a C string that lives through the call.
             let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
             let text = text.trim();
+            if is_abort(text) {
+                tracing::debug!(target: "llama.cpp", "{text}");
+                return;
+            }
             tracing::warn!(target: "llama.cpp", "{text}");
             // "function: message"; the function's name says nothing to a user.
             let message = text.split_once(": ").map_or(text, |(_, message)| message);

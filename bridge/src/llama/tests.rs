@@ -151,3 +151,19 @@ fn type_layouts() {
     assert_eq!(type_layout(4), None, "a type that was removed");
     assert_eq!(type_layout(u32::MAX), None);
 }
+
+#[test]
+fn stopping_as_asked_is_no_error() {
+    assert!(is_abort(
+        "graph_compute: ggml_backend_sched_graph_compute_async failed with error 1"
+    ));
+    assert!(is_abort(
+        "process_ubatch: failed to compute graph, compute status: 1"
+    ));
+    for failed in [
+        "graph_compute: ggml_backend_sched_graph_compute_async failed with error -1",
+        "process_ubatch: failed to compute graph, compute status: -2",
+    ] {
+        assert!(!is_abort(failed), "{failed}");
+    }
+}
