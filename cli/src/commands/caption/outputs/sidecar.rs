@@ -59,7 +59,7 @@ impl Sidecars {
         }
         // In this order: what this run writes has its owner before it is there.
         let path = self.path(picture);
-        let is_others = |owner| owner != hash_path(picture);
+        let is_others = |owner: NameHash| owner != hash_path(picture);
         path.exists() && !self.owner(&path).is_some_and(is_others)
     }
 
@@ -279,8 +279,8 @@ mod tests {
         let overwrite = sidecars(SidecarFormat::Txt, Existing::Overwrite);
         overwrite.claim(&a).unwrap();
         overwrite.claim(&a).unwrap();
-        overwrite.claim(&b).unwrap_err();
-        overwrite.claim(&b).unwrap_err();
+        assert!(overwrite.claim(&b).is_err());
+        assert!(overwrite.claim(&b).is_err());
         let xmp = sidecars(SidecarFormat::Xmp, Existing::Refuse);
         xmp.claim(&a).unwrap();
         xmp.claim(&b).unwrap();
