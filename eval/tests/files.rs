@@ -217,9 +217,10 @@ fn answers_to_something_else_are_refused() {
     let lines = |with_id: bool| -> Vec<String> {
         let line = |record: &eval::Record| {
             let (id, question) = (&record.id, record.question.to_uppercase());
-            let id = with_id
-                .then(|| format!("\"id\":\"{id}\","))
-                .unwrap_or_default();
+            let id = match with_id {
+                true => format!("\"id\":\"{id}\","),
+                false => String::new(),
+            };
             format!("{{{id}\"question\":\"{question}\",\"answer\":\"yes\"}}")
         };
         dataset.records.iter().map(line).collect()

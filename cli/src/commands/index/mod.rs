@@ -49,7 +49,7 @@ pub fn run(args: &IndexArgs) -> Result<ExitCode> {
         true => load(out, &about)?,
         false => Index::new(about.clone())?,
     };
-    let mut done: HashSet<NameHash> = index.names().iter().map(|name| hash(name)).collect();
+    let mut done: HashSet<NameHash> = index.names().iter().map(hash).collect();
     let (mut journal, rows) = Journal::open(out, existing, &about)?;
     done.extend(rows.names);
     let progress = Progress::new(PICTURES, done.len() as u64, rows.errors, args.quiet);
