@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use qbridge::Picture;
 use qformer::image::ImageLimits;
 
 /// Reads a picture file's bytes; `-` is standard input.
@@ -28,6 +29,18 @@ pub fn read_image(path: &Path) -> Result<Arc<[u8]>> {
         );
     }
     Ok(bytes.into())
+}
+
+/// Reads a picture file, to be asked about.
+///
+/// # Errors
+/// As of [`open`], with the path, or more bytes than the limit.
+pub fn picture(path: &Path) -> qbridge::Result<Picture> {
+    let read = open(path).and_then(Picture::read);
+    read.map_err(|source| qbridge::Error::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Where a shell, or whoever started this program, names what it has open: pipes there have somebody at their other end.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use qbridge::{Format, Generation, Model, ModelOptions, Picture, Ranking, Request};
+use qbridge::{Format, Generation, Model, ModelOptions, Ranking, Request};
 use qformer::image::MAX_BYTES;
 use server::fetch::{FetchOptions, Fetcher};
 
@@ -11,6 +11,7 @@ use super::super::answers::{self, Failure, Named, Row, generation};
 use super::super::model_options;
 use super::questions::{Question, Source};
 use crate::args::AskArgs;
+use crate::input;
 
 /// Questions that are answered together where nothing else is said: as many as `serve` answers.
 const SLOTS: u16 = 4;
@@ -44,7 +45,7 @@ impl Pictures {
                 Source::Here(named) => named.clone(),
                 Source::File(path) => {
                     let path = path.clone();
-                    let read = tokio::task::spawn_blocking(move || Picture::open(path)).await;
+                    let read = tokio::task::spawn_blocking(move || input::picture(&path)).await;
                     let read = read.map_err(|error| Failure::Run(error.into()))?;
                     Named {
                         name: source.name(),

@@ -12,13 +12,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
-use qbridge::{Generation, Model, ModelOptions, Picture};
+use qbridge::{Generation, Model, ModelOptions};
 
 use self::commands::{COMMANDS, Command, HELP};
 use self::conversation::{Conversation, Part};
 use super::answers::{self, Failure, Named, Row, generation};
 use super::{INTERRUPTED, model_options, print_json};
 use crate::args::ChatArgs;
+use crate::input;
 use crate::signals::interruptible;
 use crate::terminal::{Drawing, Line, Lines, NOT_UTF8, Printer};
 use crate::told::told;
@@ -258,7 +259,7 @@ fn open_picture(path: &Path) -> Result<Named> {
         bail!("-: standard input is what is said; name a file");
     }
     let name = path.display().to_string();
-    let picture = Picture::open(path)?;
+    let picture = input::picture(path)?;
     picture.check().with_context(|| name.clone())?;
     Ok(Named { name, picture })
 }
