@@ -71,6 +71,21 @@ impl Memory {
             ("program", self.program),
         ]
     }
+
+    /// What `bundle` takes on a CPU where it compares pictures and texts and no language model answers.
+    pub fn comparing(bundle: &Bundle, products: Products, image_cache_bytes: usize) -> Memory {
+        let products = settled(products, bundle);
+        Memory {
+            vision: bundle.checkpoint().loaded_bytes(products),
+            vision_buffers: vision_buffers(bundle, products),
+            language_model: 0,
+            repacked: 0,
+            kv_cache: 0,
+            compute: 0,
+            image_cache: image_cache_bytes as u64,
+            program: PROGRAM,
+        }
+    }
 }
 
 impl Plan {
@@ -94,13 +109,7 @@ impl Plan {
         let flash_attention = engine
             .flash_attention
             .settled(engine.cache_type, is_encoder_decoder);
-        let checkpoint = bundle.checkpoint();
-        let is_int8 = checkpoint.iter().any(|tensor| tensor.dtype == Dtype::I8);
-        let products = match options.vision {
-            Products::AsStored if is_int8 => Products::Int8,
-            Products::AsStored => Products::F32,
-            products => products,
-        };
+        let products = settled(options.vision, bundle);
         let types = repacked_types();
         let repacked = llm
             .matrix_bytes
@@ -108,7 +117,7 @@ impl Plan {
             .filter(|(kind, _)| types.contains(&type_name(**kind)))
             .map(|(_, bytes)| bytes);
         let memory = Memory {
-            vision: checkpoint.loaded_bytes(products),
+            vision: bundle.checkpoint().loaded_bytes(products),
             vision_buffers: vision_buffers(bundle, products),
             language_model: file.bytes,
             repacked: repacked.sum(),
@@ -123,6 +132,16 @@ impl Plan {
             products,
             memory,
         })
+    }
+}
+
+/// How ViT and Q-Former would multiply on a CPU: [`Products::F32`] or [`Products::Int8`].
+pub fn settled(products: Products, bundle: &Bundle) -> Products {
+    let mut tensors = bundle.checkpoint().iter();
+    match products {
+        Products::AsStored if tensors.any(|tensor| tensor.dtype == Dtype::I8) => Products::Int8,
+        Products::AsStored => Products::F32,
+        products => products,
     }
 }
 

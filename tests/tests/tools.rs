@@ -237,6 +237,38 @@ fn what_doctor_estimates_is_what_a_server_takes() {
     }
 }
 
+/// The same of a bundle without a language model, which a server answers embeddings by.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_doctor_estimates_of_heads_is_what_a_server_takes() {
+    let bundle = demo_bundle().with_file_name("qbridge-demo-heads");
+    let picture = std::fs::read(repository().join("demo/pictures/dog.png")).unwrap();
+    for args in [
+        &["--image-cache", "1"][..],
+        &["--image-cache", "1", "--vision", "int8"],
+    ] {
+        let found = json(qbridge(["doctor", "--json"]).args(args).arg(&bundle));
+        assert_eq!(found["bundle"]["language_model"], Value::Null);
+        let estimated = found["bundle"]["total"].as_u64().unwrap();
+        let server = Server::start(&bundle, args);
+        // Heads caption pictures, and read no text there.
+        let mut body = chat(&picture, "");
+        body["model"] = "qbridge-demo-heads".into();
+        body["messages"][0]["content"]
+            .as_array_mut()
+            .unwrap()
+            .truncate(1);
+        let (status, answer) = server.post("/chat/completions", &body);
+        assert_eq!(status, 200, "{answer}");
+        let measured = peak(server.pid());
+        println!("{args:?}: estimated {estimated}, measured {measured}");
+        assert!(
+            (measured..measured * 3 / 2).contains(&estimated),
+            "{args:?}: {estimated} bytes estimated, {measured} measured"
+        );
+    }
+}
+
 #[test]
 fn bench_measures_a_part_alone() {
     let args = ["bench", "--repeat", "1", "--warm-up", "0", "--tokens", "2"];

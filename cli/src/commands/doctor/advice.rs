@@ -53,11 +53,15 @@ pub fn of_machine(machine: &Machine) -> Vec<String> {
 }
 
 /// About a bundle on this machine.
-pub fn of_bundle(llm: &GgufInfo, report: &BundleReport, machine: &Machine) -> Vec<String> {
+pub fn of_bundle(llm: Option<&GgufInfo>, report: &BundleReport, machine: &Machine) -> Vec<String> {
     let mut advice = Vec::new();
     if !report.fits {
         advice.push(match &report.way_out {
             Some(flags) => format!("it fits with {flags}"),
+            None if llm.is_none() => format!(
+                "take a machine with {:.1} GB of free memory",
+                report.total as f64 / GB
+            ),
             None => format!(
                 "take a smaller language model or a smaller type of it (`qbridge convert --llm-quant Q4_K_M`), or a \
                  machine with {:.1} GB of free memory",
@@ -68,7 +72,7 @@ pub fn of_bundle(llm: &GgufInfo, report: &BundleReport, machine: &Machine) -> Ve
     if machine.gpu().is_some() {
         return advice;
     }
-    let kind = llm.file_type_name();
+    let kind = llm.map_or("", GgufInfo::file_type_name);
     match kind {
         "F32" | "F16" | "BF16" => advice.push(format!(
             "on a CPU a language model in Q8_0 answers faster than in {kind}, and one in Q4_0 fastest (`--llm-quant`)"

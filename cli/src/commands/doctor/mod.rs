@@ -11,14 +11,14 @@ use bridge::bundle::Bundle;
 use bridge::engine::CacheType;
 use bridge::language_model::GgufInfo;
 use bridge::model::ModelOptions;
-use bridge::plan::Plan;
+use bridge::plan::{self, Memory, Plan};
 use qformer::checkpoint::Products;
 
 use super::{model_options, print_json};
 use crate::args::DoctorArgs;
 use crate::machine::Machine;
 use models::{MODELS, QUANTIZATIONS};
-use report::{BundleReport, Fit, ModelFit, Report, Settings};
+use report::{BundleReport, EngineSettings, Fit, ModelFit, Report, Settings};
 
 const GB: f64 = 1e9;
 
@@ -35,11 +35,7 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
         Some(dir) => {
             let opened = Bundle::open(dir)?;
             let report = examine(&opened, args, memory)?;
-            advice.extend(advice::of_bundle(
-                opened.language_model()?,
-                &report,
-                &machine,
-            ));
+            advice.extend(advice::of_bundle(opened.llm(), &report, &machine));
             bundle = Some(report);
         }
         None => models = Some(which_fit(memory)),
@@ -69,36 +65,55 @@ fn examine(bundle: &Bundle, args: &DoctorArgs, memory: u64) -> Result<BundleRepo
         ..model_options(&args.engine, args.slots)
     };
     let with = |vision| {
-        Plan::new(
-            bundle,
-            &ModelOptions {
-                vision,
-                ..options.clone()
-            },
-        )
+        let options = ModelOptions {
+            vision,
+            ..options.clone()
+        };
+        needs(bundle, &options)
     };
-    let (plan, f32, int8) = (
+    let (needed, f32, int8) = (
         with(options.vision)?,
         with(Products::F32)?,
         with(Products::Int8)?,
     );
-    let total = plan.memory.total();
+    let total = needed.total();
     let fits = total <= memory;
     let way_out = match fits {
         true => None,
         false => find_way_out(bundle, &options, memory)?,
     };
-    let llm = bundle.language_model()?;
+    let engine = match bundle.llm() {
+        Some(_) => Some(EngineSettings::of(
+            &Plan::new(bundle, &options)?,
+            args.slots,
+        )),
+        None => None,
+    };
+    let named = |llm: &GgufInfo| format!("{} {}", llm.architecture, llm.file_type_name());
     Ok(BundleReport {
         name: bundle.manifest().name.clone(),
-        language_model: format!("{} {}", llm.architecture, llm.file_type_name()),
-        settings: Settings::of(&plan, args.slots),
-        memory: plan.memory,
+        language_model: bundle.llm().map(named),
+        settings: Settings {
+            engine,
+            vision: match plan::settled(options.vision, bundle) {
+                Products::Int8 => "int8",
+                Products::F32 | Products::AsStored => "f32",
+            },
+        },
+        memory: needed,
         total,
-        total_f32: f32.memory.total(),
-        total_int8: int8.memory.total(),
+        total_f32: f32.total(),
+        total_int8: int8.total(),
         fits,
         way_out,
+    })
+}
+
+/// What a bundle takes, with a language model or without.
+fn needs(bundle: &Bundle, options: &ModelOptions) -> Result<Memory> {
+    Ok(match bundle.llm() {
+        Some(_) => Plan::new(bundle, options)?.memory,
+        None => Memory::comparing(bundle, options.vision, options.image_cache_bytes),
     })
 }
 
@@ -124,13 +139,13 @@ fn find_way_out(bundle: &Bundle, options: &ModelOptions, memory: u64) -> Result<
     ];
     for (flag, apply) in steps {
         // What is so already, or is not for this model, is no step.
-        let before = Plan::new(bundle, &options)?.memory.total();
+        let before = needs(bundle, &options)?.total();
         let mut next = options.clone();
         apply(&mut next);
-        if next.cache_type == CacheType::Q8_0 && !takes_q8_0(bundle.language_model()?) {
+        if next.cache_type == CacheType::Q8_0 && !bundle.llm().is_some_and(takes_q8_0) {
             continue;
         }
-        let total = Plan::new(bundle, &next)?.memory.total();
+        let total = needs(bundle, &next)?.total();
         if total < before {
             options = next;
             flags.push(flag);

@@ -4,7 +4,6 @@ use std::io::Write;
 
 use bridge::engine::{CacheType, FlashAttention};
 use bridge::plan::{Memory, Plan};
-use qformer::checkpoint::Products;
 use serde::Serialize;
 
 use super::GB;
@@ -30,8 +29,8 @@ pub struct Report {
 pub struct BundleReport {
     /// Its name.
     pub name: String,
-    /// Architecture and type of the language model, such as `llama Q4_1`.
-    pub language_model: String,
+    /// Architecture and type of the language model, such as `llama Q4_1`, where there is one.
+    pub language_model: Option<String>,
     /// How it would be run.
     pub settings: Settings,
     /// Bytes that each part needs, at most.
@@ -51,6 +50,16 @@ pub struct BundleReport {
 /// How a bundle would be run.
 #[derive(Debug, Serialize)]
 pub struct Settings {
+    /// How its language model would, where it has one.
+    #[serde(flatten)]
+    pub engine: Option<EngineSettings>,
+    /// How ViT and Q-Former multiply on a CPU: `f32` or `int8`.
+    pub vision: &'static str,
+}
+
+/// How a language model would be run.
+#[derive(Debug, Serialize)]
+pub struct EngineSettings {
     /// Requests at once.
     pub slots: u16,
     /// Rows of context for each.
@@ -65,15 +74,13 @@ pub struct Settings {
     pub cache_type: CacheType,
     /// `auto`, `on` or `off`.
     pub flash_attention: &'static str,
-    /// How ViT and Q-Former multiply on a CPU: `f32` or `int8`.
-    pub vision: &'static str,
 }
 
-impl Settings {
+impl EngineSettings {
     /// Those of a plan for so many requests at once.
-    pub fn of(plan: &Plan, slots: u16) -> Settings {
+    pub fn of(plan: &Plan, slots: u16) -> EngineSettings {
         let engine = &plan.engine;
-        Settings {
+        EngineSettings {
             slots,
             n_ctx: engine.n_ctx,
             n_batch: engine.n_batch,
@@ -85,11 +92,29 @@ impl Settings {
                 FlashAttention::Off => "off",
                 FlashAttention::On => "on",
             },
-            vision: match plan.products {
-                Products::Int8 => "int8",
-                Products::F32 | Products::AsStored => "f32",
-            },
         }
+    }
+
+    fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let cache_type = match self.cache_type {
+            CacheType::F16 => "f16",
+            CacheType::F32 => "f32",
+            CacheType::Q8_0 => "q8_0",
+        };
+        writeln!(
+            out,
+            "  runs with   {} slots of {} rows, batch {}, ubatch {}, {} threads",
+            self.slots,
+            self.n_ctx,
+            self.n_batch,
+            self.n_ubatch,
+            self.threads.unwrap_or(1)
+        )?;
+        writeln!(
+            out,
+            "              KV cache {cache_type}, flash attention {}",
+            self.flash_attention
+        )
     }
 }
 
@@ -178,27 +203,17 @@ impl Report {
 
 impl BundleReport {
     fn print(&self, out: &mut impl Write, memory: u64) -> std::io::Result<()> {
-        let settings = &self.settings;
-        let cache_type = match settings.cache_type {
-            CacheType::F16 => "f16",
-            CacheType::F32 => "f32",
-            CacheType::Q8_0 => "q8_0",
-        };
-        writeln!(out, "\n{} ({})", self.name, self.language_model)?;
+        let language_model = self.language_model.as_deref();
         writeln!(
             out,
-            "  runs with   {} slots of {} rows, batch {}, ubatch {}, {} threads",
-            settings.slots,
-            settings.n_ctx,
-            settings.n_batch,
-            settings.n_ubatch,
-            settings.threads.unwrap_or(1)
+            "\n{} ({})",
+            self.name,
+            language_model.unwrap_or("compares pictures and texts")
         )?;
-        writeln!(
-            out,
-            "              KV cache {cache_type}, flash attention {}, vision {}",
-            settings.flash_attention, settings.vision
-        )?;
+        if let Some(engine) = &self.settings.engine {
+            engine.print(out)?;
+        }
+        writeln!(out, "  vision      {}", self.settings.vision)?;
         writeln!(out, "  memory, at most, in GB")?;
         for (part, bytes) in self.memory.parts() {
             if bytes > 0 {
