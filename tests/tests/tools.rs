@@ -351,6 +351,56 @@ fn bench_tells_where_the_time_goes() {
 }
 
 #[test]
+fn bench_measures_a_bundle_without_a_language_model() {
+    let bundle = demo_bundle().with_file_name("qbridge-demo-heads");
+    let bench = ["bench", "--repeat", "1", "--warm-up", "0"];
+    let of_pictures = [
+        "decode picture",
+        "preprocess",
+        "ViT",
+        "features of a picture",
+    ];
+    let of_texts = ["features of a text", "match a text"];
+    for (args, expected) in [
+        (
+            &[][..],
+            [&of_pictures[..], &of_texts, &["caption"]].concat(),
+        ),
+        (&["--only", "vision"], of_pictures.to_vec()),
+        (&["--only", "captions"], vec!["caption"]),
+    ] {
+        let found = json(
+            qbridge(bench)
+                .args(args)
+                .arg("--json")
+                .arg(&bundle)
+                .stderr(Stdio::null()),
+        );
+        let stages = found["stages"].as_array().unwrap();
+        let names: Vec<&str> = stages
+            .iter()
+            .map(|stage| stage["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, expected, "{args:?}");
+        for stage in stages {
+            let unit = match of_texts.contains(&stage["name"].as_str().unwrap()) {
+                true => "texts",
+                false => "pictures",
+            };
+            assert_eq!(stage["unit"], unit, "{stage}");
+            assert!(stage["per_second"].as_f64().unwrap() > 0.0, "{stage}");
+        }
+        assert_eq!(found["subject"]["language_model"], Value::Null);
+    }
+    let error = one_line_error(
+        qbridge(bench)
+            .args(["--only", "language-model"])
+            .arg(&bundle),
+    );
+    assert!(error.contains("has no language model"), "{error}");
+}
+
+#[test]
 fn bench_measures_every_stage() {
     let args = [
         "bench",

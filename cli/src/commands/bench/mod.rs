@@ -1,20 +1,22 @@
 //! `qbridge bench`: how long each stage takes, from a picture's bytes to a caption, on the objects that a server runs.
 
+mod comparing;
 mod operations;
 mod picture;
 mod report;
+mod timer;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use bridge::bundle::Bundle;
 use bridge::engine::{PromptPart, Sequence};
 use bridge::event::{Event, Summary, Timings};
 use bridge::image_encoder::ImageEncoder;
 use bridge::model::{Model, ModelOptions, Prompt, Request};
 use candle_core::Tensor;
-use indicatif::ProgressBar;
 use prompts::{Message, Part, Role};
 use tokio::sync::mpsc::{Receiver, channel};
 
@@ -22,8 +24,8 @@ use super::{load_model, model_options, print_json};
 use crate::args::{BenchArgs, StageGroup};
 use crate::input::read_image;
 use crate::machine::Machine;
-use crate::progress;
 use report::{Report, Stage, Subject};
+use timer::Timer;
 
 /// Tokens of the prompts whose answers are decoded: few, for decoding is what is measured.
 const SHORT_PROMPT: usize = 8;
@@ -37,6 +39,19 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     if args.operations {
         return operations::run(args, &picture);
     }
+    let report = match Bundle::open(&args.bundle)?.llm() {
+        Some(_) => answering(args, picture)?,
+        None => comparing::measure(args, &picture)?,
+    };
+    match args.json {
+        true => print_json(&report)?,
+        false => report.print()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Of a bundle with a language model.
+fn answering(args: &BenchArgs, picture: Arc<[u8]>) -> Result<Report> {
     let options = ModelOptions {
         // Every picture is encoded, as one that comes for the first time.
         image_cache_bytes: 0,
@@ -47,27 +62,21 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         args,
         model: &model,
         picture,
-        bar: progress::spinner(String::new()),
+        timer: Timer::new(args),
     };
     let stages = bench.stages()?;
-    bench.bar.finish_and_clear();
-    let report = Report {
+    Ok(Report {
         subject: Subject::of(&model, args, bench.picture.len()),
         stages,
         machine: Machine::here(),
-    };
-    match args.json {
-        true => print_json(&report)?,
-        false => report.print()?,
-    }
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
 struct Bench<'a> {
     args: &'a BenchArgs,
     model: &'a Model,
     picture: Arc<[u8]>,
-    bar: ProgressBar,
+    timer: Timer<'a>,
 }
 
 impl Bench<'_> {
@@ -82,8 +91,9 @@ impl Bench<'_> {
             stages.extend(self.language_model()?);
         }
         if wants(StageGroup::Captions) {
-            let (_, stage) =
-                self.timed("caption", || ended(self.caption(self.picture.clone())?))?;
+            let (_, stage) = self
+                .timer
+                .timed("caption", || ended(self.caption(self.picture.clone())?))?;
             stages.push(stage);
             if self.args.slots > 1 {
                 stages.push(self.captions()?);
@@ -97,19 +107,26 @@ impl Bench<'_> {
         let encoder = self.model.image_encoder();
         let mut stages = Vec::new();
         let (image, stage) = self
+            .timer
             .timed("decode picture", || Ok(encoder.decode(&self.picture)?))
             .with_context(|| picture_name(self.args))?;
         stages.push(stage);
-        let (pixels, stage) = self.timed("preprocess", || Ok(encoder.preprocess(&image)?))?;
+        let (pixels, stage) = self
+            .timer
+            .timed("preprocess", || Ok(encoder.preprocess(&image)?))?;
         stages.push(stage);
         let pixels = pixels.unsqueeze(0)?;
-        let (vision, stage) = self.timed("ViT", || finished(encoder.vision(&pixels)?))?;
+        let (vision, stage) = self
+            .timer
+            .timed("ViT", || finished(encoder.vision(&pixels)?))?;
         stages.push(stage);
-        let (queries, stage) = self.timed("Q-Former", || {
+        let (queries, stage) = self.timer.timed("Q-Former", || {
             finished(encoder.queries(&vision, instructions(encoder))?)
         })?;
         stages.push(stage);
-        let (_, stage) = self.timed("projection", || finished(encoder.project(&queries)?))?;
+        let (_, stage) = self
+            .timer
+            .timed("projection", || finished(encoder.project(&queries)?))?;
         stages.push(stage);
         Ok(stages)
     }
@@ -123,33 +140,6 @@ impl Bench<'_> {
         Ok(stages)
     }
 
-    /// Runs `work` some times for nothing, then as often as it is to be measured, and gives what came of the last run.
-    fn timed<T>(
-        &self,
-        name: &'static str,
-        mut work: impl FnMut() -> Result<T>,
-    ) -> Result<(T, Stage)> {
-        let mut last = None;
-        let seconds = self.measured(name, || {
-            let started = Instant::now();
-            last = Some(work()?);
-            Ok(started.elapsed().as_secs_f64())
-        })?;
-        match last {
-            Some(last) => Ok((last, Stage::of_pictures(name, 1, seconds))),
-            None => bail!("{name} did not run"),
-        }
-    }
-
-    /// The same, where `run` tells the seconds.
-    fn measured(&self, name: &str, mut run: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
-        self.bar.set_message(format!("measuring {name}"));
-        for _ in 0..self.args.warm_up {
-            run()?;
-        }
-        (0..self.args.repeat).map(|_| run()).collect()
-    }
-
     /// Reading a prompt: rows as a picture has them, whose values matter to no duration, and tokens.
     fn prefill(&self) -> Result<Stage> {
         let n_image = self.model.manifest().num_query_tokens;
@@ -159,7 +149,7 @@ impl Bench<'_> {
             .collect();
         let most = self.model.engine().max_prompt_rows();
         let n_rows = (self.args.rows as usize).max(n_image + 1).min(most);
-        let seconds = self.measured("prefill", || {
+        let seconds = self.timer.measured("prefill", || {
             let prompt = vec![
                 PromptPart::Embeddings(soft_prompt.clone()),
                 PromptPart::Tokens(self.tokens(n_rows.saturating_sub(n_image))),
@@ -181,7 +171,7 @@ impl Bench<'_> {
         };
         let room = self.model.n_ctx().saturating_sub(SHORT_PROMPT);
         let n_tokens = (self.args.tokens as usize).min(room).max(2);
-        let seconds = self.measured(&name, || {
+        let seconds = self.timer.measured(&name, || {
             let events = (0..n)
                 .map(|_| {
                     self.submit(
@@ -213,7 +203,7 @@ impl Bench<'_> {
         let pictures: Vec<Arc<[u8]>> = (0..n)
             .map(|i| [&self.picture[..], &vec![0; i]].concat().into())
             .collect();
-        let seconds = self.measured(&name, || {
+        let seconds = self.timer.measured(&name, || {
             let started = Instant::now();
             let events = pictures
                 .iter()

@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use bridge::bundle::Manifest;
+use bridge::engine::CacheType;
 use bridge::model::Model;
 use serde::{Serialize, Serializer};
 
@@ -24,16 +26,24 @@ pub struct Report {
 pub struct Subject {
     /// Name of the bundle.
     pub bundle: String,
-    /// Architecture and type of the language model, such as `llama Q4_1`.
-    pub language_model: String,
+    /// Architecture and type of the language model, such as `llama Q4_1`, where there is one.
+    pub language_model: Option<String>,
     /// Side of the ViT's input, in pixels.
     pub image_size: usize,
     /// Bytes of the picture file.
     pub picture_bytes: usize,
     /// How ViT and Q-Former multiplied, as the flag says.
     pub vision: String,
+    /// How the language model was run, where there is one.
+    #[serde(flatten)]
+    pub engine: Option<Engine>,
+}
+
+/// How a language model was run.
+#[derive(Debug, Serialize)]
+pub struct Engine {
     /// Type of the KV cache.
-    pub cache_type: bridge::engine::CacheType,
+    pub cache_type: CacheType,
     /// Threads of the language model.
     pub threads: Option<usize>,
     /// Rows of context for each sequence.
@@ -47,20 +57,30 @@ pub struct Subject {
 impl Subject {
     /// What `model` is.
     pub fn of(model: &Model, args: &BenchArgs, picture_bytes: usize) -> Subject {
-        let manifest = model.manifest();
         let engine = model.engine().options();
         let llm = model.language_model().info();
         Subject {
+            language_model: Some(format!("{} {}", llm.architecture, llm.file_type_name())),
+            engine: Some(Engine {
+                cache_type: engine.cache_type,
+                threads: engine.threads,
+                n_ctx: engine.n_ctx,
+                n_batch: engine.n_batch,
+                n_ubatch: engine.n_ubatch,
+            }),
+            ..Subject::comparing(model.manifest(), args, picture_bytes)
+        }
+    }
+
+    /// A bundle without a language model.
+    pub fn comparing(manifest: &Manifest, args: &BenchArgs, picture_bytes: usize) -> Subject {
+        Subject {
             bundle: manifest.name.clone(),
-            language_model: format!("{} {}", llm.architecture, llm.file_type_name()),
+            language_model: None,
             image_size: manifest.vision.image_size,
             picture_bytes,
             vision: args.engine.vision.to_string(),
-            cache_type: engine.cache_type,
-            threads: engine.threads,
-            n_ctx: engine.n_ctx,
-            n_batch: engine.n_batch,
-            n_ubatch: engine.n_ubatch,
+            engine: None,
         }
     }
 }
@@ -70,9 +90,9 @@ impl Subject {
 pub struct Stage {
     /// Its name.
     pub name: String,
-    /// Pictures or tokens of one run.
+    /// Pictures, tokens or texts of one run.
     pub items: usize,
-    /// Which of the two.
+    /// Which of the three.
     pub unit: &'static str,
     /// What the runs took.
     pub seconds: Seconds,
@@ -89,6 +109,12 @@ impl Stage {
     /// A stage of so many rows or tokens a run.
     pub fn of_tokens(name: impl Into<String>, items: usize, seconds: Vec<f64>) -> Stage {
         Stage::new(name.into(), items, "tokens", seconds)
+    }
+
+    /// The same of texts.
+    pub fn of_texts(self) -> Stage {
+        let unit = "texts";
+        Stage { unit, ..self }
     }
 
     fn new(name: String, items: usize, unit: &'static str, seconds: Vec<f64>) -> Stage {
@@ -143,12 +169,15 @@ impl Report {
     pub fn print(&self) -> std::io::Result<()> {
         let (subject, machine) = (&self.subject, &self.machine);
         let mut out = std::io::stdout().lock();
-        let threads = subject.threads.unwrap_or(1);
-        writeln!(
-            out,
-            "{}: {} px, {}, vision {}, {threads} threads",
-            subject.bundle, subject.image_size, subject.language_model, subject.vision
-        )?;
+        write!(out, "{}: {} px", subject.bundle, subject.image_size)?;
+        if let Some(language_model) = &subject.language_model {
+            write!(out, ", {language_model}")?;
+        }
+        write!(out, ", vision {}", subject.vision)?;
+        if let Some(engine) = &subject.engine {
+            write!(out, ", {} threads", engine.threads.unwrap_or(1))?;
+        }
+        writeln!(out)?;
         writeln!(
             out,
             "{}, {} cores, {}, qbridge {}",
