@@ -399,6 +399,43 @@ fn a_sidecar_that_a_killed_run_did_not_come_to_is_written() {
 }
 
 #[test]
+fn sidecars_are_replaced_by_a_run_that_goes_on_as_by_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    pictures(dir.path(), 3);
+    let beside = dir.path().join("pictures/0002.txt");
+    let args = ["pictures", "--sidecar", "txt", "--out", "a.jsonl"];
+    let out = dir.path().join("a.jsonl");
+    // As if the run was killed before it came to the last picture.
+    let kill = || {
+        let text = std::fs::read_to_string(&out).unwrap();
+        let two: String = text.split_inclusive('\n').take(2).collect();
+        std::fs::write(&out, two).unwrap();
+        std::fs::write(&beside, "of before").unwrap();
+    };
+    std::fs::write(&beside, "of before").unwrap();
+    stdout(caption(dir.path(), args).arg("--overwrite"));
+    kill();
+    stdout(caption(dir.path(), args).arg("--resume"));
+    let rows = rows_of(&out);
+    assert_eq!(rows.len(), 3);
+    let text = std::fs::read_to_string(&beside).unwrap();
+    assert_eq!(text.trim_end(), rows[2]["caption"].as_str().unwrap());
+
+    // A run that was to replace nothing does not when it goes on.
+    std::fs::remove_file(&out).unwrap();
+    for file in ["0000.txt", "0001.txt", "0002.txt"] {
+        std::fs::remove_file(dir.path().join("pictures").join(file)).unwrap();
+    }
+    stdout(&mut caption(dir.path(), args));
+    kill();
+    let output = caption(dir.path(), args).arg("--resume").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = rows_of(&out)[2]["error"].to_string();
+    assert!(error.contains("0002.txt exists already"), "{error}");
+    assert_eq!(std::fs::read_to_string(&beside).unwrap(), "of before");
+}
+
+#[test]
 fn lists_patterns_and_directories_name_the_same_pictures() {
     let dir = tempfile::tempdir().unwrap();
     pictures(dir.path(), 5);

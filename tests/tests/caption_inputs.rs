@@ -218,6 +218,8 @@ fn an_output_is_gone_on_with_as_it_was_begun() {
         let error = one_line_error(&mut caption(dir.path(), other));
         assert!(error.contains("begun with prompt = \"what?\""), "{error}");
         assert_eq!(std::fs::read(dir.path().join(out)).unwrap(), before);
+        let journal = dir.path().join(format!("{out}.partial"));
+        assert!(!journal.exists(), "{out}: a refusal leaves nothing behind");
         stdout(&mut run(&["--resume", "--slots", "2"]));
         stdout(&mut run(&["--overwrite", "--num-beams", "2"]));
         stdout(&mut run(&["--resume", "--num-beams", "2"]));

@@ -40,7 +40,7 @@ const PICTURES: &str = "pictures";
 pub fn run(args: &CaptionArgs) -> Result<ExitCode> {
     let manifest = Manifest::read(&args.bundle)?;
     let (output, earlier) = Output::open(args, &manifest)?;
-    let sidecars = Sidecars::of(args);
+    let sidecars = Sidecars::of(args, earlier.replaces_sidecars);
     let captioner = Captioner::open(args, &manifest, sidecars.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -120,7 +120,8 @@ async fn caption_all(
         eprintln!("{summary}");
     }
     if interrupted {
-        let is_written = args.out.is_some() || args.sidecar.is_some();
+        // Files that were to be replaced do not tell which of them are new.
+        let is_written = args.out.is_some() || (args.sidecar.is_some() && !args.overwrite);
         eprintln!("{}", how_to_go_on(is_written, args.resume));
     } else {
         if !found.finish() {

@@ -50,6 +50,8 @@ pub struct Earlier {
     pub done: Done,
     /// The last of them, whose sidecar it may not have come to.
     pub last: Option<Row>,
+    /// Whether files beside pictures replace what is there, as the run that began was told.
+    pub replaces_sidecars: bool,
 }
 
 impl Output {
@@ -80,6 +82,13 @@ impl Output {
         };
         existing.check(path)?;
         existing.check(&rows_path)?;
+        let settings = settings::of(args, manifest)?;
+        let mut replaces_sidecars = args.overwrite && args.sidecar.is_some();
+        let is_there = |path: &Path| path.metadata().is_ok_and(|metadata| metadata.len() > 0);
+        if existing == Existing::Resume && (is_there(path) || is_there(&rows_path)) {
+            // Before anything is changed.
+            replaces_sidecars = settings::check(path, &settings)?;
+        }
         if existing == Existing::Resume && becomes.is_some() {
             parquet::reopen(path, &rows_path).with_context(|| named(path))?;
         }
@@ -95,7 +104,10 @@ impl Output {
             rows.clear()?;
         }
         let is_new = rows.is_empty();
-        settings::keep(path, is_new, &settings::of(args, manifest)?)?;
+        if is_new {
+            settings::begin(path, settings, replaces_sidecars)?;
+        }
+        earlier.replaces_sidecars = replaces_sidecars;
         let mut output = Output::new(Target::File { rows, becomes }, format)?;
         if !is_new {
             output.header = None;

@@ -13,6 +13,10 @@ use super::{beside, named};
 use crate::args::CaptionArgs;
 use crate::batch::{Settings, check_settings, lines, read_back};
 
+/// In the file alone: files beside pictures replace what is there, as `--overwrite` said of the run that began, which
+/// `--resume` cannot be told.
+const REPLACES_SIDECARS: &str = "replaces_sidecars";
+
 /// What is asked, not how it is computed: another machine may have less memory. What is not given is the bundle's.
 #[derive(Debug, Serialize)]
 struct Asked<'a> {
@@ -52,24 +56,31 @@ pub(super) fn of(args: &CaptionArgs, manifest: &Manifest) -> Result<Settings> {
     })
 }
 
-/// Keeps the settings of an output that begins, or compares them with those that it was begun with. Rows without them are
-/// of an earlier version, or were moved here: nobody knows, and so they are gone on with.
-pub(super) fn keep(out: &Path, is_new: bool, settings: &Settings) -> Result<()> {
+/// Keeps the settings of an output that begins, and whether files beside pictures replace what is there.
+pub(super) fn begin(out: &Path, mut settings: Settings, replaces: bool) -> Result<()> {
     let path = beside(out, ".settings");
-    if is_new {
-        let line = lines::line(settings)?;
-        return std::fs::write(&path, line).with_context(|| named(&path));
+    if replaces {
+        settings.insert(REPLACES_SIDECARS.to_owned(), true.into());
     }
+    std::fs::write(&path, lines::line(&settings)?).with_context(|| named(&path))
+}
+
+/// Compares settings with those that an output was begun with, and tells whether files beside pictures replace what is
+/// there. Rows without settings are of an earlier version, or were moved here: nobody knows, and so they are gone on with.
+pub(super) fn check(out: &Path, settings: &Settings) -> Result<bool> {
+    let path = beside(out, ".settings");
     let earlier = match std::fs::read(&path) {
         Ok(earlier) => earlier,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error).with_context(|| named(&path)),
     };
-    let earlier = serde_json::from_slice(&earlier).with_context(|| {
+    let mut earlier: Settings = serde_json::from_slice(&earlier).with_context(|| {
         let path = path.display();
         format!("{path}: these are no settings of `qbridge caption`")
     })?;
-    check_settings(&earlier, settings).with_context(|| named(out))
+    let replaces = earlier.remove(REPLACES_SIDECARS);
+    check_settings(&earlier, settings).with_context(|| named(out))?;
+    Ok(replaces == Some(true.into()))
 }
 
 #[cfg(test)]
@@ -87,18 +98,18 @@ mod tests {
         let settings = |value: serde_json::Value| read_back(&value).unwrap();
         let cat = settings(json!({"prompt": "a cat?", "min_score": -1.5_f32}));
         // Rows that came without any.
-        keep(&out, false, &cat).unwrap();
-        keep(&out, true, &cat).unwrap();
-        keep(&out, false, &cat).unwrap();
+        assert!(!check(&out, &cat).unwrap());
+        begin(&out, cat.clone(), false).unwrap();
+        assert!(!check(&out, &cat).unwrap());
         let dog = settings(json!({"prompt": "a dog?", "min_score": -1.5_f32}));
-        let error = format!("{:#}", keep(&out, false, &dog).unwrap_err());
+        let error = format!("{:#}", check(&out, &dog).unwrap_err());
         assert!(
             error.contains("a.jsonl: it was begun with prompt = \"a cat?\""),
             "{error}"
         );
-        keep(&out, true, &dog).unwrap();
-        keep(&out, false, &dog).unwrap();
+        begin(&out, dog.clone(), true).unwrap();
+        assert!(check(&out, &dog).unwrap());
         std::fs::write(dir.path().join("a.jsonl.settings"), "mine").unwrap();
-        assert!(keep(&out, false, &dog).is_err());
+        assert!(check(&out, &dog).is_err());
     }
 }

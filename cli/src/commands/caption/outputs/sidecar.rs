@@ -32,11 +32,14 @@ pub struct Prepared {
 }
 
 impl Sidecars {
-    /// As the command line says.
-    pub fn of(args: &CaptionArgs) -> Option<Sidecars> {
+    /// As the command line says, and whether the run that is gone on with was to replace files.
+    pub fn of(args: &CaptionArgs, replaces: bool) -> Option<Sidecars> {
         args.sidecar.map(|format| Sidecars {
             format,
-            existing: Existing::of(args.resume, args.overwrite),
+            existing: match replaces {
+                true => Existing::Overwrite,
+                false => Existing::of(args.resume, args.overwrite),
+            },
             has_output: args.out.is_some(),
             owners: Arc::default(),
         })
