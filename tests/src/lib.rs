@@ -8,6 +8,7 @@ pub mod hub;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -95,6 +96,37 @@ pub fn stdout(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// A bundle of the golden checkpoint, made once for all tests of a program.
+///
+/// # Panics
+/// It cannot be made.
+pub fn tiny_bundle() -> &'static Path {
+    static BUNDLE: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let out = dir.path().join("tiny");
+        stdout(
+            qbridge(["bundle"])
+                .arg(golden("llm/checkpoint"))
+                .arg("--llm")
+                .arg(golden("llm/llm.gguf"))
+                .arg("--out")
+                .arg(&out),
+        );
+        (dir, out)
+    });
+    &BUNDLE.1
+}
+
+/// `qbridge caption` of [`tiny_bundle`] in `dir`, with captions of a few tokens.
+///
+/// # Panics
+/// As [`tiny_bundle`].
+pub fn caption<'a>(dir: &Path, args: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = qbridge(["caption", "--max-tokens", "6", "--cache-type", "f32"]);
+    command.current_dir(dir).arg(tiny_bundle()).args(args);
+    command
 }
 
 /// Runs a command that must fail as bad input does: exit code 1, nothing on

@@ -5,43 +5,18 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use qbridge_tests::{
-    count_lines, golden, one_line_error, qbridge, qbridge_path, run_killed, stdout,
+    caption, count_lines, golden, one_line_error, qbridge, qbridge_path, run_killed, stdout,
+    tiny_bundle,
 };
 use serde_json::Value;
 
 const PICTURES: [&str; 5] = ["ramp", "boxes", "circle", "face", "stripes"];
 
-/// A bundle of the golden checkpoint, made once.
-fn bundle() -> &'static Path {
-    static BUNDLE: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("tiny");
-        stdout(
-            qbridge(["bundle"])
-                .arg(golden("llm/checkpoint"))
-                .arg("--llm")
-                .arg(golden("llm/llm.gguf"))
-                .arg("--out")
-                .arg(&out),
-        );
-        (dir, out)
-    });
-    &BUNDLE.1
-}
-
 fn picture(name: &str) -> PathBuf {
     golden(&format!("llm/pictures/{name}.png"))
-}
-
-/// `qbridge caption` in `dir`, with captions of a few tokens.
-fn caption<'a>(dir: &Path, args: impl IntoIterator<Item = &'a str>) -> Command {
-    let mut command = qbridge(["caption", "--max-tokens", "6", "--cache-type", "f32"]);
-    command.current_dir(dir).arg(bundle()).args(args);
-    command
 }
 
 /// A directory `pictures` of `n` pictures, every twentieth of them broken.
@@ -579,7 +554,7 @@ fn a_prefix_is_continued_and_part_of_the_caption() {
     let asked = stdout(
         qbridge(["ask", "--raw", "--max-tokens", "6", "--cache-type", "f32"])
             .current_dir(dir.path())
-            .arg(bundle())
+            .arg(tiny_bundle())
             .args(["pictures/0000.png", "a photo of"]),
     );
     assert_eq!(
@@ -635,7 +610,7 @@ fn a_full_disk_is_told_and_leaves_whole_rows() {
         .args(["-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "bash"])
         .arg(qbridge_path())
         .args(["caption", "--max-tokens", "6"])
-        .arg(bundle())
+        .arg(tiny_bundle())
         .args(["pictures", "--out", "a.jsonl"])
         .env("QBRIDGE_LOG", "error")
         .current_dir(dir.path())

@@ -2,37 +2,11 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 #![cfg(unix)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::LazyLock;
 
-use qbridge_tests::{golden, one_line_error, qbridge, stdout};
+use qbridge_tests::{caption, golden, one_line_error, qbridge, stdout, tiny_bundle};
 use serde_json::Value;
-
-/// A bundle of the golden checkpoint, made once.
-fn bundle() -> &'static Path {
-    static BUNDLE: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("tiny");
-        stdout(
-            qbridge(["bundle"])
-                .arg(golden("llm/checkpoint"))
-                .arg("--llm")
-                .arg(golden("llm/llm.gguf"))
-                .arg("--out")
-                .arg(&out),
-        );
-        (dir, out)
-    });
-    &BUNDLE.1
-}
-
-/// `qbridge caption` in `dir`, with captions of a few tokens.
-fn caption<'a>(dir: &Path, args: impl IntoIterator<Item = &'a str>) -> Command {
-    let mut command = qbridge(["caption", "--max-tokens", "6", "--cache-type", "f32"]);
-    command.current_dir(dir).arg(bundle()).args(args);
-    command
-}
 
 /// A copy of a picture.
 fn put(path: impl AsRef<Path>) {
@@ -146,7 +120,7 @@ fn named_pipes_are_told_and_not_waited_for() {
     let error = one_line_error(
         qbridge(["ask"])
             .current_dir(dir.path())
-            .arg(bundle())
+            .arg(tiny_bundle())
             .args(["p/a.png", "what is this?"]),
     );
     assert!(error.contains("no file"), "{error}");
@@ -155,7 +129,7 @@ fn named_pipes_are_told_and_not_waited_for() {
         .args(["-c", "exec \"$@\" <(cat p/b.png)", "bash"])
         .arg(qbridge_tests::qbridge_path())
         .args(["caption", "--max-tokens", "6"])
-        .arg(bundle())
+        .arg(tiny_bundle())
         .current_dir(dir.path())
         .output()
         .unwrap();

@@ -113,16 +113,21 @@ async fn ranks_are_transformers() {
     }
 }
 
-#[tokio::test]
-async fn what_is_dropped_makes_way() {
-    let model = Model::open_with(bundle(), options()).await.unwrap();
-    let long = Request::raw("a photo of")
+/// A request whose answer takes its time.
+fn long() -> Request {
+    Request::raw("a photo of")
         .picture(picture("ramp"))
         .generation(Generation {
             max_tokens: Some(MANY_TOKENS),
             min_tokens: Some(MANY_TOKENS),
             ..Generation::default()
-        });
+        })
+}
+
+#[tokio::test]
+async fn what_is_dropped_makes_way() {
+    let model = Model::open_with(bundle(), options()).await.unwrap();
+    let long = long();
     for _ in 0..100 {
         let mut stream = model.stream(long.clone()).await.unwrap();
         stream.next().await.unwrap().unwrap();
@@ -134,13 +139,7 @@ async fn what_is_dropped_makes_way() {
 #[tokio::test]
 async fn a_stream_outlives_its_model_and_leaves_room_for_others() {
     let model = Model::open(bundle()).await.unwrap();
-    let long = Request::raw("a photo of")
-        .picture(picture("ramp"))
-        .generation(Generation {
-            max_tokens: Some(MANY_TOKENS),
-            min_tokens: Some(MANY_TOKENS),
-            ..Generation::default()
-        });
+    let long = long();
     let mut unread = model.stream(long.clone()).await.unwrap();
     unread.next().await.unwrap().unwrap();
     let other = model.answer(long).await.unwrap();

@@ -269,6 +269,14 @@ fn what_doctor_estimates_of_heads_is_what_a_server_takes() {
     }
 }
 
+/// Names of what `bench --json` measured.
+fn stage_names(found: &Value) -> Vec<&str> {
+    let stages = found["stages"].as_array().unwrap().iter();
+    stages
+        .map(|stage| stage["name"].as_str().unwrap())
+        .collect()
+}
+
 #[test]
 fn bench_measures_a_part_alone() {
     let args = ["bench", "--repeat", "1", "--warm-up", "0", "--tokens", "2"];
@@ -295,11 +303,7 @@ fn bench_measures_a_part_alone() {
                 .arg(demo_bundle())
                 .stderr(Stdio::null()),
         );
-        let stages = found["stages"].as_array().unwrap().iter();
-        let names: Vec<&str> = stages
-            .map(|stage| stage["name"].as_str().unwrap())
-            .collect();
-        assert_eq!(names, expected, "{part}");
+        assert_eq!(stage_names(&found), expected, "{part}");
     }
 }
 
@@ -376,13 +380,8 @@ fn bench_measures_a_bundle_without_a_language_model() {
                 .arg(&bundle)
                 .stderr(Stdio::null()),
         );
-        let stages = found["stages"].as_array().unwrap();
-        let names: Vec<&str> = stages
-            .iter()
-            .map(|stage| stage["name"].as_str().unwrap())
-            .collect();
-        assert_eq!(names, expected, "{args:?}");
-        for stage in stages {
+        assert_eq!(stage_names(&found), expected, "{args:?}");
+        for stage in found["stages"].as_array().unwrap() {
             let unit = match of_texts.contains(&stage["name"].as_str().unwrap()) {
                 true => "texts",
                 false => "pictures",
@@ -419,13 +418,8 @@ fn bench_measures_every_stage() {
             .arg(demo_bundle())
             .stderr(Stdio::null()),
     );
-    let stages = found["stages"].as_array().unwrap();
-    let names: Vec<&str> = stages
-        .iter()
-        .map(|stage| stage["name"].as_str().unwrap())
-        .collect();
     assert_eq!(
-        names,
+        stage_names(&found),
         [
             "decode picture",
             "preprocess",
@@ -439,7 +433,7 @@ fn bench_measures_every_stage() {
             "2 captions at once",
         ]
     );
-    for stage in stages {
+    for stage in found["stages"].as_array().unwrap() {
         assert_eq!(
             stage["seconds"]["runs"].as_array().unwrap().len(),
             2,
