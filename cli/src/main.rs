@@ -32,7 +32,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    openmp::bound_spinning();
+    openmp::bound_spinning(match &cli.command {
+        Command::Caption(_) | Command::Eval(_) => true,
+        Command::Ask(args) => args.jsonl.is_some(),
+        _ => false,
+    });
     let (default_level, format) = match &cli.command {
         Command::Serve(args) => ("info", args.log_format),
         _ => ("warn", LogFormat::Text),
