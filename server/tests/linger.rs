@@ -4,41 +4,26 @@
 
 mod common;
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::*;
 use server::{ApiKeys, ServeOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::net::TcpStream;
 
-/// A server with one key, on a port, whose bodies may have 20 MiB.
-async fn serving() -> (JoinHandle<server::Result<()>>, SocketAddr) {
-    let options = ServeOptions {
+/// One key, and bodies of up to 20 MiB.
+fn options() -> ServeOptions {
+    ServeOptions {
         api_keys: Some(ApiKeys::new(["sk-right"]).unwrap()),
         max_body_bytes: 20 << 20,
         ..ServeOptions::default()
-    };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (ready, is_ready) = oneshot::channel();
-    let serving = tokio::spawn(server::serve(
-        vec![once(script(dog))],
-        options,
-        listener,
-        || ready.send(()).unwrap(),
-        std::future::pending(),
-    ));
-    is_ready.await.unwrap();
-    (serving, address)
+    }
 }
 
 /// As Node's clients do: nothing is read before all is written, which is more than sockets hold.
 #[tokio::test]
 async fn who_still_writes_gets_the_refusal() {
-    let (_serving, address) = serving().await;
+    let (_serving, address) = serving(options()).await;
     for (mib, key, status) in [(16, "sk-wrong", "401"), (32, "sk-right", "413")] {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let head = format!(
@@ -58,7 +43,7 @@ async fn who_still_writes_gets_the_refusal() {
 
 #[tokio::test]
 async fn who_waits_to_go_on_is_told_at_once_and_who_stalls_soon() {
-    let (_serving, address) = serving().await;
+    let (_serving, address) = serving(options()).await;
     for (expect, least, most) in [("expect: 100-continue\r\n", 0, 1), ("", 1, 20)] {
         let started = Instant::now();
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -78,7 +63,7 @@ async fn who_waits_to_go_on_is_told_at_once_and_who_stalls_soon() {
 /// What never ends is not thrown away for ever.
 #[tokio::test]
 async fn far_too_much_is_not_waited_for() {
-    let (_serving, address) = serving().await;
+    let (_serving, address) = serving(options()).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();

@@ -216,17 +216,7 @@ async fn a_head_that_never_ends_is_not_waited_for() {
 #[tokio::test]
 async fn dns_rebinding_finds_no_server_without_keys() {
     let status = async |options: ServeOptions, hosts: [&str; 2]| {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (ready, is_ready) = oneshot::channel();
-        let serving = tokio::spawn(server::serve(
-            vec![once(script(dog))],
-            options,
-            listener,
-            || ready.send(()).unwrap(),
-            std::future::pending(),
-        ));
-        is_ready.await.unwrap();
+        let (serving, address) = serving(options).await;
         let mut statuses = Vec::new();
         for host in hosts {
             let mut stream = TcpStream::connect(address).await.unwrap();

@@ -30,8 +30,7 @@ impl Existing {
     /// # Errors
     /// There is something at `path`, and nothing was said of that.
     pub fn check(self, path: &Path) -> Result<()> {
-        let is_there = || path.metadata().is_ok_and(|metadata| metadata.len() > 0);
-        if self == Existing::Refuse && is_there() {
+        if self == Existing::Refuse && has_content(path) {
             bail!(
                 "{} exists already: --resume goes on with it, --overwrite begins anew",
                 path.display()
@@ -39,6 +38,11 @@ impl Existing {
         }
         Ok(())
     }
+}
+
+/// Whether something was written to `path` before.
+pub fn has_content(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.len() > 0)
 }
 
 /// A file of whole rows.

@@ -21,7 +21,7 @@ mod stop;
 
 pub use answers::{Answers, Choice, Failure, LOOK_AHEAD, collect, context, read_image, tell};
 pub use done::Done;
-pub use file::{Existing, RowFile};
+pub use file::{Existing, RowFile, has_content};
 pub use progress::{Progress, Tally, set_total};
 pub use settings::{Settings, check_settings, read_back};
 pub use shard::{NameHash, hash};

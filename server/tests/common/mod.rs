@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,10 @@ use http_body_util::BodyExt;
 use prompts::CallSyntax;
 use serde_json::{Value, json};
 use server::{Abilities, Activity, Backend, Retrieving, ServeOptions, Source};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 type Submit = dyn Fn(model::Request) -> bridge::Result<Receiver<Event>> + Send + Sync;
@@ -348,6 +351,22 @@ pub fn request(method: &str, path: &str, body: impl Into<Body>) -> Request<Body>
 
 pub fn post(body: &Value) -> Request<Body> {
     request("POST", "/v1/chat/completions", body.to_string())
+}
+
+/// A server on a port, ready, which answers `dog`.
+pub async fn serving(options: ServeOptions) -> (JoinHandle<server::Result<()>>, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ready, is_ready) = oneshot::channel();
+    let serving = tokio::spawn(server::serve(
+        vec![once(script(dog))],
+        options,
+        listener,
+        || ready.send(()).unwrap(),
+        std::future::pending(),
+    ));
+    is_ready.await.unwrap();
+    (serving, address)
 }
 
 pub async fn send(router: Router, request: Request<Body>) -> Answer {

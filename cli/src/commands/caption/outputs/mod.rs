@@ -14,7 +14,7 @@ use bridge::bundle::Manifest;
 
 use super::rows::Row;
 use crate::args::{CaptionArgs, OutputFormat};
-use crate::batch::{Done, Existing, RowFile, lines};
+use crate::batch::{Done, Existing, RowFile, has_content, lines};
 
 pub use sidecar::{Prepared, Sidecars};
 
@@ -84,8 +84,7 @@ impl Output {
         existing.check(&rows_path)?;
         let settings = settings::of(args, manifest)?;
         let mut replaces_sidecars = args.overwrite && args.sidecar.is_some();
-        let is_there = |path: &Path| path.metadata().is_ok_and(|metadata| metadata.len() > 0);
-        if existing == Existing::Resume && (is_there(path) || is_there(&rows_path)) {
+        if existing == Existing::Resume && (has_content(path) || has_content(&rows_path)) {
             // Before anything is changed.
             replaces_sidecars = settings::check(path, &settings)?;
         }
