@@ -29,7 +29,7 @@ setup:
 	@scripts/setup.sh
 
 # qbridge beside transformers in PyTorch, ONNX Runtime and llama.cpp's bench program: raw runs and a table, in
-# docs/performance. About 40 minutes on a quiet machine, after what is fetched and built once; QUICK=1 takes minutes and
+# docs/performance. About 80 minutes on two cores, after what is fetched and built once; QUICK=1 takes minutes and
 # writes to standard output. ROUNDS=7 for more rounds; BENCH_ARGS='--parts encode --subjects demo' for less;
 # BENCH_PYTHON for a Python that has the peers already; LLAMA_BENCH for a program that is built already.
 bench: build
