@@ -40,7 +40,7 @@ async function send(path, key, options = {}) {
   throw new ApiError(`The server answers ${status} ${response.statusText}`.trim(), { status, retryAfter });
 }
 
-// The models, each with `id` and `status`.
+// The models, each with `id`, `status` and, where it is loaded, `capabilities`.
 export async function models(key) {
   const response = await send("v1/models", key);
   return (await response.json()).data;

@@ -138,8 +138,16 @@ async function edit(turn) {
 }
 
 function again(turn) {
-  const fields = settings.requestFields();
+  const fields = readFields();
   if (fields && isSendable(before(current, turn), turn.question.pictures)) answer(current, turn, fields, []);
+}
+
+// The fields of a request that are not the chat's; `null` where they cannot be sent, which the user is told.
+function readFields() {
+  const fields = settings.requestFields();
+  if (!fields || fields.model) return fields;
+  composer.notify("There is no model to ask.");
+  return null;
 }
 
 // Says whether the server takes a question's pictures, and to the user if not.
@@ -152,12 +160,8 @@ function isSendable(turns, pictures) {
 // Asks a question at the end of the chat, or in place of an `edited` turn and all that follow it. Says whether it is
 // asked.
 function askQuestion({ text, pictures, edited }) {
-  const fields = settings.requestFields();
+  const fields = readFields();
   if (!fields) return false;
-  if (!fields.model) {
-    composer.notify("There is no model to ask.");
-    return false;
-  }
   const turn = { question: { text, pictures: pictures.map(({ id, name, blob }) => ({ id, name, size: blob?.size })) } };
   if (!isSendable(before(current, edited), turn.question.pictures)) return false;
   if (current.turns.includes(edited)) current.turns.splice(current.turns.indexOf(edited));

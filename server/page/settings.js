@@ -47,6 +47,12 @@ export function open(field = null) {
   field?.focus();
 }
 
+// Why a model cannot be asked; empty where it can.
+function lackOf({ status, capabilities }) {
+  if (status !== "loaded") return "not loaded";
+  return capabilities.includes("chat") ? "" : "answers no messages";
+}
+
 // Lists the models. Throws what the API says, but asks for a key itself.
 export async function listModels() {
   let served;
@@ -57,14 +63,15 @@ export async function listModels() {
     throw error;
   }
   describeKey();
-  const option = ({ id, status }) => {
-    const option = new Option(status === "loaded" ? id : `${id} (not loaded)`, id);
-    option.disabled = status !== "loaded";
+  const option = (model) => {
+    const lack = lackOf(model);
+    const option = new Option(lack ? `${model.id} (${lack})` : model.id, model.id);
+    option.disabled = lack !== "";
     return option;
   };
   const wanted = model.value || keptValues().model;
   model.replaceChildren(...served.map(option));
-  const usable = served.filter(({ status }) => status === "loaded").map(({ id }) => id);
+  const usable = served.filter((model) => !lackOf(model)).map(({ id }) => id);
   model.value = usable.includes(wanted) ? wanted : (usable[0] ?? "");
 }
 

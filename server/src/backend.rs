@@ -38,6 +38,9 @@ pub struct Abilities {
     pub matches: bool,
 }
 
+/// Names of [`Abilities`], in their order.
+pub(crate) const ABILITIES: [&str; 4] = ["chat", "completion", "embedding", "matching"];
+
 impl Abilities {
     /// Those of a language model that sees pictures.
     pub const LANGUAGE_MODEL: Abilities = Abilities {
@@ -46,6 +49,15 @@ impl Abilities {
         compares: false,
         matches: false,
     };
+
+    /// What `/v1/models` calls those that there are.
+    pub(crate) fn names(self) -> Vec<&'static str> {
+        ABILITIES
+            .into_iter()
+            .zip([self.chats, self.completes, self.compares, self.matches])
+            .filter_map(|(name, has)| has.then_some(name))
+            .collect()
+    }
 }
 
 /// The outcome of a request that compares, when it is there.

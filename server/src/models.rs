@@ -193,13 +193,15 @@ impl<B: Backend> Models<B> {
     }
 
     fn describe(&self, name: &str) -> Result<Value> {
-        let loaded = self.find(name)?.backend().is_some();
+        let backend = self.find(name)?.backend();
         Ok(json!({
             "id": name,
             "object": "model",
             "created": self.started,
             "owned_by": "qbridge",
-            "status": if loaded { "loaded" } else { "unloaded" },
+            "status": if backend.is_some() { "loaded" } else { "unloaded" },
+            // A bundle may be another one when it is loaded again.
+            "capabilities": backend.map(|backend| backend.abilities().names()),
         }))
     }
 }

@@ -12,6 +12,7 @@ use bridge::event::Timings;
 use serde_json::{Map, Value, json};
 
 use crate::App;
+use crate::backend::ABILITIES;
 use crate::schema::{Object, reference};
 
 /// A route, in the document's words.
@@ -392,6 +393,7 @@ fn answers() -> Map<String, Value> {
         "Model": object(json!({
             "id": string, "object": constant("model"), "created": count, "owned_by": string,
             "status": {"type": "string", "enum": ["loaded", "unloaded"]},
+            "capabilities": nullable(list(json!({"type": "string", "enum": ABILITIES}))),
         })),
         "ModelList": object(json!({
             "object": constant("list"), "data": list(reference("Model")),

@@ -14,7 +14,7 @@ use bridge::model::Prompt;
 use common::*;
 use prompts::{Message, Part, Role};
 use serde_json::{Value, json};
-use server::ServeOptions;
+use server::{Abilities, ServeOptions};
 use tower::ServiceExt;
 
 #[tokio::test]
@@ -429,11 +429,12 @@ async fn models_are_listed() {
         aliases: [("gpt/4".to_owned(), "demo".to_owned())].into(),
         ..ServeOptions::default()
     };
-    let router = router(script(dog), options);
+    let backend = script(dog).with_abilities(Abilities::LANGUAGE_MODEL);
+    let router = router(backend, options);
     let get = |path: &str| send(router.clone(), request("GET", path, Body::empty()));
     let list = get("/v1/models").await.json();
     assert_eq!(list["object"], "list");
-    let model = |id: &str| json!({"id": id, "object": "model", "created": list["data"][0]["created"], "owned_by": "qbridge", "status": "loaded"});
+    let model = |id: &str| json!({"id": id, "object": "model", "created": list["data"][0]["created"], "owned_by": "qbridge", "status": "loaded", "capabilities": ["chat", "completion"]});
     assert_eq!(list["data"], json!([model("demo"), model("gpt/4")]));
     assert_eq!(get("/v1/models/demo").await.json(), model("demo"));
     assert_eq!(get("/v1/models/gpt/4").await.json(), model("gpt/4"));

@@ -89,6 +89,7 @@ async fn a_model_is_unloaded_and_loaded_again() {
         (answer.status.as_u16(), &answer.json()["status"]),
         (200, &json!("unloaded"))
     );
+    assert_eq!(answer.json()["capabilities"], Value::Null);
     let answer = ask(&router, "large").await;
     assert_eq!(
         (answer.status.as_u16(), answer.code().as_str()),

@@ -502,6 +502,27 @@ await check("where the model does not take what is set or was said, a way out is
   await leave();
 });
 
+await check("a model that answers no messages cannot be chosen", async () => {
+  const { page, leave } = await visit();
+  const model = (id, capabilities) => ({ id, status: "loaded", capabilities });
+  let data = [model("clip", ["embedding"]), model("qbridge-demo", ["chat", "completion"])];
+  await page.route("**/v1/models", (route) => route.fulfill({ json: { object: "list", data } }));
+  const options = async () => {
+    await page.reload();
+    await page.locator("#model option").first().waitFor({ state: "attached" });
+    return page.locator("#model option").evaluateAll((all) => all.map(({ text, disabled, selected }) => [text, disabled, selected]));
+  };
+  const clip = ["clip (answers no messages)", true, false];
+  assert.deepEqual(await options(), [clip, ["qbridge-demo", false, true]]);
+  await ask(page, "Hello?");
+  await answered(page, 1);
+  data = [data[0]];
+  assert.deepEqual(await options(), [clip]);
+  await page.getByRole("button", { name: "Ask again" }).last().click();
+  await page.getByText("There is no model to ask.").waitFor();
+  await leave();
+});
+
 await check("pictures that are too many or too large are not sent, and nothing of the question is lost", async () => {
   const { page, leave } = await visit({ expected: ["status of 413"], viewport: { width: 1200, height: 560 } });
   await page.route("**/v1/chat/completions", (route) => route.fulfill(streamed(said("yes"))));

@@ -65,6 +65,11 @@ fn post(server: &Server, path: &str, body: &Value) -> Value {
     answer
 }
 
+fn get(server: &Server, path: &str) -> Value {
+    let mut response = ureq::get(format!("{}{path}", server.url)).call().unwrap();
+    serde_json::from_reader(response.body_mut().as_reader()).unwrap()
+}
+
 fn metric(server: &Server, name: &str) -> f64 {
     let url = server.url.replace("/v1", "/metrics");
     let text = ureq::get(url)
@@ -535,6 +540,10 @@ fn a_server_may_have_models_of_several_kinds() {
     let (_blip, blip) = converted(&["blip/captioning"], &[]);
     let other = format!("captions={}", blip.display());
     let server = serve(&clip, &[&other]);
+    let models = get(&server, "/models");
+    let capabilities = |index: usize| &models["data"][index]["capabilities"];
+    assert_eq!(capabilities(0), &json!(["embedding"]), "{models}");
+    assert_eq!(capabilities(1), &json!(["chat"]), "{models}");
     post(
         &server,
         "/embeddings",

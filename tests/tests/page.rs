@@ -70,7 +70,7 @@ fn the_page_works_in_a_browser() {
         "{status:?}\n{out}{err}"
     );
     let checks = out.lines().filter(|line| line.starts_with("ok ")).count();
-    assert_eq!(checks, 21, "{out}");
+    assert_eq!(checks, 22, "{out}");
 }
 
 /// Status and body of what is at `path`, of a server called `host`.
