@@ -400,6 +400,27 @@ fn bench_measures_a_bundle_without_a_language_model() {
 }
 
 #[test]
+fn bench_asks_a_blip_that_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("blip-vqa");
+    stdout(
+        qbridge(["convert", "--vision", "f32"])
+            .arg(golden("blip/answering"))
+            .arg("--out")
+            .arg(&bundle),
+    );
+    let bench = ["bench", "--repeat", "1", "--warm-up", "0", "--json"];
+    let found = json(qbridge(bench).arg(&bundle).stderr(Stdio::null()));
+    let expected = ["decode picture", "preprocess", "ViT", "answer a question"];
+    assert_eq!(stage_names(&found), expected);
+    let answer = &found["stages"][3];
+    assert_eq!(answer["unit"], "texts", "{answer}");
+    assert!(answer["per_second"].as_f64().unwrap() > 0.0, "{answer}");
+    let error = one_line_error(qbridge(["bench", "--only", "captions"]).arg(&bundle));
+    assert!(error.contains("writes no captions"), "{error}");
+}
+
+#[test]
 fn bench_measures_every_stage() {
     let args = [
         "bench",
