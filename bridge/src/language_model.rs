@@ -183,6 +183,11 @@ impl LanguageModel {
         self.n_vocab
     }
 
+    /// Bytes of its weights, as they are stored.
+    pub fn weights(&self) -> u64 {
+        self.raw.size()
+    }
+
     /// Longest context the model was trained for.
     pub fn n_ctx_train(&self) -> usize {
         self.n_ctx_train

@@ -36,7 +36,7 @@ const DEFAULT_MAX_CONTEXT: usize = 4096;
 
 /// [`EngineOptions::prefix_sequences`] where only throughput counts: what is shared there is the prompt's beginning
 /// and a picture with several questions, and attention passes over the cells of all that is kept, if only to skip them.
-const THROUGHPUT_PREFIXES: usize = 4;
+const THROUGHPUT_PREFIXES: usize = 2;
 
 /// How to run a bundle.
 #[derive(Debug, Clone)]
@@ -132,6 +132,7 @@ impl ModelOptions {
             },
             prompt_lookup: self.prompt_lookup,
             for_throughput: self.for_throughput,
+            workers: defaults.workers,
         }
     }
 }
@@ -225,7 +226,7 @@ impl Request {
     }
 }
 
-/// A loaded bundle: one vision thread, one engine thread.
+/// A loaded bundle, and the threads that run it.
 pub struct Model {
     manifest: Manifest,
     layout: Layout,
@@ -345,7 +346,7 @@ impl Model {
         self.n_ctx
     }
 
-    /// What the vision thread has done.
+    /// What the vision threads have done.
     pub fn vision_activity(&self) -> VisionActivity {
         self.vision.activity()
     }

@@ -105,6 +105,7 @@ impl Plan {
                 n_ctx_train: llm.n_ctx_train,
                 is_encoder_decoder,
                 shares_prefixes: !is_encoder_decoder,
+                weights: file.bytes,
             })?;
         let flash_attention = engine
             .flash_attention
@@ -186,10 +187,10 @@ fn kv_cache(llm: &GgufInfo, engine: &EngineOptions) -> u64 {
         CacheType::F32 => 128,
         CacheType::Q8_0 => 34,
     };
-    (cells as u64).saturating_mul(row as u64 * block / 32)
+    ((cells * engine.n_workers()) as u64).saturating_mul(row as u64 * block / 32)
 }
 
-/// The largest rows of a graph of `n_ubatch` rows, the mask of its attention, and logits.
+/// Of each worker the largest rows of a graph of `n_ubatch` rows, the mask of its attention, and logits.
 fn compute(llm: &GgufInfo, engine: &EngineOptions, flash_attention: FlashAttention) -> u64 {
     let rows = engine.n_ubatch as u64;
     let cells = engine.n_cells().next_multiple_of(CELLS) as u64;
@@ -201,5 +202,6 @@ fn compute(llm: &GgufInfo, engine: &EngineOptions, flash_attention: FlashAttenti
         FlashAttention::Auto | FlashAttention::On => rows * cells * (float + 2),
     };
     let outputs = (engine.slots + engine.prefix_sequences + SPARE_OUTPUTS) as u64;
-    hidden + attention + 2 * outputs * llm.n_vocab as u64 * float
+    let worker = hidden + attention + 2 * outputs * llm.n_vocab as u64 * float;
+    engine.n_workers() as u64 * worker
 }

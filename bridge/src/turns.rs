@@ -1,7 +1,7 @@
-//! The cores of a machine, taken in turns.
+//! The cores of a worker, taken in turns.
 //!
-//! ViT and language model each use all cores, and those of the language model wait for each other many times a token. Side by
-//! side both do, and each waits for threads that the other has put aside. One after the other they finish sooner, all in
+//! ViT and language model each use all of them, and those of the language model wait for each other many times a token. Side
+//! by side both do, and each waits for threads that the other has put aside. One after the other they finish sooner, all in
 //! all, and later for whoever waits for a single token: so it is done where only the whole counts.
 
 use std::sync::{Condvar, Mutex, PoisonError};

@@ -1,13 +1,15 @@
 //! The threads that turn pictures into soft prompts.
 //!
 //! Some decode picture files, while one runs the ViT on those that wait for it
-//! together; of a picture seen before, whatever depends on it alone is taken from a
+//! together, or one beside each worker of the engine; of a picture seen before, whatever depends on it alone is taken from a
 //! cache: its soft prompt, or the ViT's output where the Q-Former reads the question
 //! too. The engine never waits for them, and requests without pictures never pass
 //! through them.
 //!
+//! - `claims`: which pictures are being encoded
 //! - `decoder`: from picture files to pixels
 
+mod claims;
 mod decoder;
 
 use std::collections::HashMap;
@@ -17,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use candle_core::{DType, Tensor};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::mpsc::Sender;
 
 use crate::cache::{Cache, ImageKey, Kept};
@@ -26,6 +29,7 @@ use crate::image_encoder::ImageEncoder;
 use crate::prompt::Piece;
 use crate::stages::{Running, Stage, Stages};
 use crate::{Error, Result};
+use claims::Claims;
 use decoder::{Decoded, DecodedPicture, Decoder};
 
 /// Most pictures in one forward pass: beyond this a CPU gains nothing.
@@ -96,7 +100,7 @@ pub struct VisionActivity {
     pub cache_bytes: u64,
 }
 
-/// Written by the vision thread alone.
+/// Written by the vision threads alone.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub batches: AtomicU64,
@@ -169,13 +173,23 @@ impl VisionWorker {
             };
             worker.spawn("decode", move || decoder.run())?;
         }
-        let seer = Worker {
-            encoder,
-            engine,
-            cache,
-            counters,
-        };
-        worker.spawn("vision", move || seer.run(&next))?;
+        let next = Arc::new(Mutex::new(next));
+        let claims = Arc::new(Claims::default());
+        let n_workers = engine.options().n_workers();
+        for number in 0..n_workers {
+            let seer = Worker {
+                number,
+                most: MAX_BATCH.div_ceil(n_workers),
+                pool: pool(number, n_workers)?,
+                encoder: encoder.clone(),
+                engine: engine.clone(),
+                cache: cache.clone(),
+                claims: claims.clone(),
+                counters: counters.clone(),
+            };
+            let next = next.clone();
+            worker.spawn("vision", move || seer.run(&next))?;
+        }
         Ok(worker)
     }
 
@@ -213,10 +227,30 @@ impl Drop for VisionWorker {
     }
 }
 
+/// The threads that one of several computes with, its share of rayon's; none where it has them all.
+fn pool(number: usize, of: usize) -> Result<Option<ThreadPool>> {
+    if of == 1 {
+        return Ok(None);
+    }
+    let threads = (rayon::current_num_threads() + number) / of;
+    let pool = ThreadPoolBuilder::new().num_threads(threads.max(1));
+    let pool = pool.thread_name(move |i| format!("vision-{number}-{i}"));
+    let started = pool.build();
+    Ok(Some(started.map_err(|error| {
+        Error::Thread(std::io::Error::other(error))
+    })?))
+}
+
 struct Worker {
+    /// That of the engine's worker beside it.
+    number: usize,
+    /// Most pictures in a forward pass.
+    most: usize,
+    pool: Option<ThreadPool>,
     encoder: Arc<ImageEncoder>,
     engine: Arc<Engine>,
     cache: Arc<Mutex<Cache<Seen>>>,
+    claims: Arc<Claims>,
     counters: Arc<Counters>,
 }
 
@@ -236,17 +270,34 @@ impl Pending {
 }
 
 impl Worker {
-    fn run(&self, decoded: &Receiver<Decoded>) {
-        while let Ok(first) = decoded.recv() {
-            let mut n_images = first.pictures.len();
-            let mut batch = vec![first];
-            while n_images < MAX_BATCH {
+    fn run(&self, decoded: &Mutex<Receiver<Decoded>>) {
+        loop {
+            let first = lock(decoded).recv();
+            let Ok(first) = first else { return };
+            if !self.encoder.reads_instruction() && first.is_known() {
+                self.process(vec![first]);
+                continue;
+            }
+            // While it waits for its turn, others may take what comes.
+            let turn = self.engine.turn(self.number);
+            self.process(self.batch(first, decoded));
+            drop(turn);
+        }
+    }
+
+    /// `first` and what waits behind it, as far as they go through the ViT together.
+    fn batch(&self, first: Decoded, decoded: &Mutex<Receiver<Decoded>>) -> Vec<Decoded> {
+        let mut n_images = first.pictures.len();
+        let mut batch = vec![first];
+        // Whoever holds it waits for more, so there is none.
+        if let Ok(decoded) = decoded.try_lock() {
+            while n_images < self.most {
                 let Ok(next) = decoded.try_recv() else { break };
                 n_images += next.pictures.len();
                 batch.push(next);
             }
-            self.process(batch);
         }
+        batch
     }
 
     fn process(&self, batch: Vec<Decoded>) {
@@ -282,10 +333,18 @@ impl Worker {
             if new_pixels.is_empty() {
                 break;
             }
-            let rest = new_pixels.split_off(new_pixels.len().min(MAX_BATCH));
-            let chunk = std::mem::replace(&mut new_pixels, rest);
+            // Held until the cache has them. What another thread encodes comes from there in a later turn.
+            let keys = new_pixels.iter().map(|(key, _)| *key);
+            let claim = self.claims.take(keys, self.most);
+            let (chunk, rest): (Vec<_>, Vec<_>) =
+                (new_pixels.into_iter()).partition(|(key, _)| claim.has(key));
+            new_pixels = rest;
+            let chunk = self.unknown(chunk, &mut seen);
+            if chunk.is_empty() {
+                continue;
+            }
             match self.see(&chunk, &with_new) {
-                Ok(new) => seen.extend(chunk.iter().map(|(key, _)| *key).zip(new)),
+                Ok(new) => self.keep(chunk.iter().map(|(key, _)| *key).zip(new), &mut seen),
                 Err(error) => tracing::error!(%error, "a batch of pictures could not be encoded"),
             }
         }
@@ -293,10 +352,36 @@ impl Worker {
         for pending in pending {
             self.hand_over(pending);
         }
+    }
+
+    /// Those of `pictures` that are not in the cache.
+    fn unknown(
+        &self,
+        mut pictures: Vec<(ImageKey, Tensor)>,
+        seen: &mut HashMap<ImageKey, Seen>,
+    ) -> Vec<(ImageKey, Tensor)> {
         let mut cache = lock(&self.cache);
-        for (key, seen) in seen {
-            let evicted = cache.put(key, seen);
+        pictures.retain(|(key, _)| match cache.get(key) {
+            Some(known) => {
+                seen.insert(*key, known);
+                false
+            }
+            None => true,
+        });
+        pictures
+    }
+
+    /// Keeps what is new, for this batch and in the cache.
+    fn keep(
+        &self,
+        new: impl Iterator<Item = (ImageKey, Seen)>,
+        seen: &mut HashMap<ImageKey, Seen>,
+    ) {
+        let mut cache = lock(&self.cache);
+        for (key, new) in new {
+            let evicted = cache.put(key, new.clone());
             add(&self.counters.cache_evictions, evicted);
+            seen.insert(key, new);
         }
         let bytes = cache.bytes() as u64;
         self.counters.cache_bytes.store(bytes, Ordering::Relaxed);
@@ -332,10 +417,10 @@ impl Worker {
 
     /// Runs new pictures as far as the question does not matter.
     fn see(&self, chunk: &[(ImageKey, Tensor)], requests: &[Stages]) -> Result<Vec<Seen>> {
-        let _turn = self.engine.turn();
         let pixels: Vec<&Tensor> = chunk.iter().map(|(_, pixels)| pixels).collect();
         let pixels = Tensor::stack(&pixels, 0)?;
-        let vision = during(requests, Stage::Vit, || self.encoder.vision(&pixels))?;
+        let vision = || self.computing(|| self.encoder.vision(&pixels));
+        let vision = during(requests, Stage::Vit, vision)?;
         add(&self.counters.batches, 1);
         add(&self.counters.pictures, chunk.len());
         if self.encoder.reads_instruction() {
@@ -367,7 +452,7 @@ impl Worker {
                 });
             }
         }
-        for chunk in readings.chunks(MAX_BATCH) {
+        for chunk in readings.chunks(self.most) {
             let mut jobs: Vec<usize> = chunk.iter().map(|(job, _, _)| *job).collect();
             jobs.dedup();
             let stages = |job: usize| pending[job].job.sequence.stages.clone();
@@ -381,7 +466,6 @@ impl Worker {
                 .collect();
             let vision: Vec<&Tensor> = chunk.iter().map(|(_, _, vision)| *vision).collect();
             let read = during(&requests, Stage::Qformer, || {
-                let _turn = self.engine.turn();
                 self.soft_prompts(&Tensor::stack(&vision, 0)?, &instructions)
             });
             match read {
@@ -396,7 +480,8 @@ impl Worker {
     }
 
     fn soft_prompts(&self, vision: &Tensor, instructions: &[&str]) -> Result<Vec<SoftPrompt>> {
-        let soft_prompts = self.encoder.soft_prompts(vision, instructions)?;
+        let soft_prompts = || self.encoder.soft_prompts(vision, instructions);
+        let soft_prompts = self.computing(soft_prompts)?;
         let pictures = soft_prompts.dim(0)?;
         add(&self.counters.readings, pictures);
         (0..pictures)
@@ -405,6 +490,14 @@ impl Worker {
                 Ok(rows.flatten_all()?.to_vec1::<f32>()?.into())
             })
             .collect()
+    }
+
+    /// Has `work` done by its threads.
+    fn computing<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
     }
 
     fn hand_over(&self, pending: Pending) {

@@ -215,9 +215,11 @@ fn the_prompt_begins_with_the_token_that_the_reference_begins_with() {
     }
 }
 
-fn open(bundle: &Path, slots: usize) -> Model {
+fn open(bundle: &Path, slots: usize, for_throughput: bool) -> Model {
     let options = ModelOptions {
         slots,
+        for_throughput,
+        threads: Some(2),
         cache_type: CacheType::F32,
         ..ModelOptions::default()
     };
@@ -251,7 +253,7 @@ fn answer_ids(mut events: Receiver<Event>) -> Vec<i32> {
 #[test]
 fn a_picture_asked_about_again_does_not_go_through_the_vit_again() {
     let dir = tempfile::tempdir().unwrap();
-    let model = open(&bundle(dir.path()), 1);
+    let model = open(&bundle(dir.path()), 1, false);
     for (asked, case) in (1..).zip(cases()) {
         assert_eq!(answer_ids(submit(&model, &case)), case.answer_ids);
         let activity = model.vision_activity();
@@ -266,19 +268,23 @@ fn a_picture_asked_about_again_does_not_go_through_the_vit_again() {
 #[test]
 fn answers_do_not_depend_on_what_runs_beside_them() {
     let dir = tempfile::tempdir().unwrap();
-    let model = open(&bundle(dir.path()), 8);
-    for _ in 0..2 {
-        let running: Vec<_> = cases().iter().map(|case| submit(&model, case)).collect();
-        for (events, case) in running.into_iter().zip(cases()) {
-            let name = format!("{:?} {:?}", case.pictures, case.instruction);
-            assert_eq!(answer_ids(events), case.answer_ids, "{name}");
+    let bundle = bundle(dir.path());
+    for (for_throughput, workers) in [(false, 1), (true, 2)] {
+        let model = open(&bundle, 8, for_throughput);
+        assert_eq!(model.engine().options().workers, Some(workers));
+        for _ in 0..2 {
+            let running: Vec<_> = cases().iter().map(|case| submit(&model, case)).collect();
+            for (events, case) in running.into_iter().zip(cases()) {
+                let name = format!("{:?} {:?}", case.pictures, case.instruction);
+                assert_eq!(answer_ids(events), case.answer_ids, "{name}");
+            }
         }
+        let VisionActivity {
+            pictures, readings, ..
+        } = model.vision_activity();
+        let shown: usize = cases().iter().map(|case| case.pictures.len()).sum();
+        assert_eq!((pictures, readings), (5, 2 * shown as u64));
     }
-    let VisionActivity {
-        pictures, readings, ..
-    } = model.vision_activity();
-    let shown: usize = cases().iter().map(|case| case.pictures.len()).sum();
-    assert_eq!((pictures, readings), (5, 2 * shown as u64));
 }
 
 #[test]

@@ -11,8 +11,8 @@ use crate::llama::{Context, ContextOptions};
 
 /// One llama.cpp context, and who holds its sequences and cells.
 ///
-/// A decoder-only model has one lane for all requests, so that each step is one
-/// batch. An encoder-decoder has a lane for each request in flight: a context holds
+/// A decoder-only model has one lane for all requests of a worker, so that each step is
+/// one batch. An encoder-decoder has a lane for each request in flight: a context holds
 /// one encoder's result only.
 pub(super) struct Lane {
     pub(super) context: Context,
@@ -28,6 +28,8 @@ pub(super) struct Lane {
 pub(super) struct Lanes {
     pub(super) model: Arc<LanguageModel>,
     pub(super) options: EngineOptions,
+    /// Threads of each.
+    pub(super) threads: usize,
     pub(super) abort: Arc<AtomicBool>,
 }
 
@@ -76,7 +78,7 @@ impl Lanes {
             n_seq_max,
             cache_type: self.options.cache_type,
             flash_attention: self.options.flash_attention,
-            threads: self.options.threads.unwrap_or(1),
+            threads: self.threads,
         };
         Ok(Lane {
             context: Context::new(self.model.clone(), &options, self.abort.clone())?,

@@ -1,5 +1,5 @@
-//! The engine: one thread owns the llama.cpp context and answers many sequences
-//! at once.
+//! The engine: a thread owns a llama.cpp context and answers many sequences at once.
+//! Where only throughput counts, several may, side by side.
 //!
 //! Every step builds one batch: one token of each sequence that is generating,
 //! beside prompt rows (tokens and embeddings in any order) of the sequences that
@@ -10,7 +10,9 @@
 //! sequences: its prompt is computed once and the sequences share its KV cells. An encoder-decoder (T5) has a context for
 //! each request in flight, since a context holds one encoder's result only.
 //!
-//! - `worker`: the thread and its steps
+//! - `options`: its sizes
+//! - `queue`: who waits, and which worker answers whom
+//! - `worker`: such a thread and its steps
 //! - `lane`: a context and its sequences
 //! - [`cells`]: which rows are in the KV cache, and who shares them
 //! - `slot`: one admitted request, from its prompt to its last token
@@ -29,37 +31,39 @@ pub mod detokenize;
 mod lane;
 pub mod logprobs;
 mod lookup;
+mod options;
 mod outbox;
+mod queue;
 mod rules;
 pub mod sampling;
 mod slot;
 pub mod stop;
 mod worker;
 
-use std::collections::VecDeque;
-use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 pub use crate::llama::{CacheType, FlashAttention};
+pub use options::EngineOptions;
 pub use qformer::beam;
 pub use sampling::Sampling;
 
 use cells::RowKey;
 use lane::Lanes;
+pub(crate) use options::Limits;
+use queue::{Need, Queue, Waiting};
 use sha2::{Digest, Sha256};
 
 use crate::constraint::Constraint;
 use crate::event::Event;
 use crate::language_model::LanguageModel;
-use crate::llama::MAX_SEQUENCES;
-use crate::stages::{Running, Stage, Stages};
+use crate::stages::{Stage, Stages};
 use crate::turns::{Turn, Turns};
-use crate::{Error, Result, llama};
+use crate::{Error, Result};
 
 /// Most biases of a request: each costs a little for every token.
 pub const MAX_LOGIT_BIASES: usize = 1024;
@@ -69,139 +73,6 @@ pub const MAX_LOGIT_BIAS: f32 = 100.0;
 
 /// Most of the likeliest tokens to be told with each.
 pub const MAX_TOP_LOGPROBS: usize = 20;
-
-/// Sizes of an [`Engine`].
-#[derive(Debug, Clone)]
-pub struct EngineOptions {
-    /// Sequences that are computed at once, 1 to 256. A request takes one, or one
-    /// for each of its answers or beams.
-    pub slots: usize,
-    /// Rows that one sequence may hold, prompt and answer together. Lowered to what
-    /// the model was trained for.
-    ///
-    /// Of an encoder-decoder: rows of the encoder's input, and tokens of the answer
-    /// with the one that the decoder starts from, each. Its positions are relative,
-    /// so it is not lowered.
-    pub n_ctx: usize,
-    /// Whole sequences of `n_ctx` rows that the KV cache has room for; `slots` where
-    /// none is given. A request waits until the rows that it may need are free: its
-    /// prompt, once for all its answers, and `max_tokens` for each. So beams do with
-    /// fewer. Not for an encoder-decoder, whose requests bring their own cache.
-    pub cache_sequences: Option<usize>,
-    /// Sequences beside the slots that are kept when they have finished, so that
-    /// requests that begin alike need not compute the same rows again; 0 shares
-    /// nothing. What was used longest ago makes way for requests that need its cells
-    /// or its sequence. Each costs a row of logits. Lowered to what the slots leave of
-    /// 256, and to 0 for a model whose KV cache forgets (a sliding window, a recurrent
-    /// state) and for an encoder-decoder.
-    pub prefix_sequences: usize,
-    /// Most rows of one step, over all sequences. An encoder takes its input whole,
-    /// whatever this and `n_ubatch` say.
-    pub n_batch: usize,
-    /// Most rows that are computed at once; a larger step is split.
-    pub n_ubatch: usize,
-    /// Requests that may wait for a slot; more are refused.
-    pub queue: usize,
-    /// Element type of the KV cache.
-    pub cache_type: CacheType,
-    /// Whether attention runs as one fused operation.
-    pub flash_attention: FlashAttention,
-    /// Threads of the CPU backend; `None` takes one for each physical core.
-    ///
-    /// llama.cpp's threads (GNU OpenMP) spin while they wait for each other. On a
-    /// machine whose cores are busy with something else, such as the pictures of
-    /// other requests, that costs 10 to 20 times the time (measured: 32 tokens of a
-    /// 135M model on 2 busy cores took 8 to 24 s, 0.7 to 1.3 s with
-    /// `OMP_WAIT_POLICY=passive`). The runtime reads that variable before `main`, so
-    /// only whoever starts the process can set it.
-    pub threads: Option<usize>,
-    /// Most tokens to guess ahead, from where the last ones stood before in the prompt's text or in
-    /// the answer (prompt lookup decoding); 0 guesses nothing. Right guesses come at the price of
-    /// one token, wrong ones cost a part of it. Not for several answers to one prompt, nor for a
-    /// model whose KV cache forgets or an encoder-decoder.
-    pub prompt_lookup: usize,
-    /// Whether only the time for all requests together counts, not how soon a single token
-    /// comes: prompts take what room a step has, and on a CPU pictures and steps are computed in
-    /// turns.
-    pub for_throughput: bool,
-}
-
-impl EngineOptions {
-    /// KV cells of a decoder-only model's one context.
-    pub(crate) fn n_cells(&self) -> usize {
-        let sequences = self.cache_sequences.unwrap_or(self.slots);
-        sequences.saturating_mul(self.n_ctx)
-    }
-
-    /// Fills in and checks the self.
-    pub(crate) fn settled(mut self, limits: &Limits) -> Result<EngineOptions> {
-        let refused = |reason: String| Err(Error::Context { reason });
-        if !(1..=MAX_SEQUENCES).contains(&self.slots) {
-            return refused(format!(
-                "{} slots asked for, 1 to {MAX_SEQUENCES} are possible",
-                self.slots
-            ));
-        }
-        if self.cache_sequences == Some(0) {
-            return refused("a KV cache of 0 sequences (at least 1)".to_owned());
-        }
-        if self.n_ctx < 2 || self.n_batch == 0 || self.n_ubatch == 0 {
-            return refused(format!(
-                "n_ctx {} (at least 2), n_batch {} and n_ubatch {} (at least 1)",
-                self.n_ctx, self.n_batch, self.n_ubatch
-            ));
-        }
-        self.cache_type
-            .check(self.flash_attention, limits.is_encoder_decoder)?;
-        let trained = limits.n_ctx_train;
-        // Learned positions end there, and llama.cpp reads past their table.
-        if trained > 1 && self.n_ctx > trained && !limits.is_encoder_decoder {
-            tracing::info!(
-                "context lowered from {} to the {trained} that the model was trained for",
-                self.n_ctx
-            );
-            self.n_ctx = trained;
-        }
-        self.prefix_sequences = match limits.shares_prefixes {
-            true => self.prefix_sequences.min(MAX_SEQUENCES - self.slots),
-            false => 0,
-        };
-        // Every sequence that generates must fit into one step.
-        self.n_batch = self.n_batch.max(self.slots);
-        self.n_ubatch = self.n_ubatch.min(self.n_batch);
-        self.threads = Some(self.threads.unwrap_or_else(default_threads).max(1));
-        Ok(self)
-    }
-}
-
-/// What a language model allows an engine.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// Rows that it was trained for; 0 where its file does not say.
-    pub n_ctx_train: usize,
-    pub is_encoder_decoder: bool,
-    /// Whether its KV cache keeps every row.
-    pub shares_prefixes: bool,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        EngineOptions {
-            slots: 4,
-            n_ctx: 2048,
-            cache_sequences: None,
-            prefix_sequences: 32,
-            n_batch: 512,
-            n_ubatch: 512,
-            queue: 64,
-            cache_type: CacheType::F16,
-            flash_attention: FlashAttention::Auto,
-            threads: None,
-            prompt_lookup: 0,
-            for_throughput: false,
-        }
-    }
-}
 
 /// A stretch of a prompt.
 #[derive(Debug, Clone)]
@@ -320,55 +191,55 @@ pub struct Activity {
     pub right_guesses: u64,
 }
 
-/// Answers sequences on a thread of its own. Dropping it ends that thread; the
-/// sequences in it are told [`Error::Stopped`].
+/// Answers sequences on threads of its own. Dropping it ends them; the sequences in it are told
+/// [`Error::Stopped`].
 pub struct Engine {
-    shared: Arc<Shared>,
+    queue: Arc<Queue>,
     abort: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     model: Arc<LanguageModel>,
     options: EngineOptions,
 }
 
 impl Engine {
-    /// Makes the context and starts the thread.
+    /// Makes the contexts and starts the threads.
     ///
     /// # Errors
     /// [`Error::Context`] when the sizes are impossible or llama.cpp cannot make
-    /// the context.
+    /// a context.
     pub fn start(model: Arc<LanguageModel>, options: EngineOptions) -> Result<Engine> {
         let limits = Limits {
             n_ctx_train: model.n_ctx_train(),
             is_encoder_decoder: model.is_encoder_decoder(),
             shares_prefixes: model.shares_prefixes(),
+            weights: model.weights(),
         };
         let options = options.settled(&limits)?;
-        let abort = Arc::new(AtomicBool::new(false));
-        let factory = Lanes {
-            model: model.clone(),
-            options: options.clone(),
-            abort: abort.clone(),
-        };
-        let lane = factory.first()?;
-        let has_gpu = || llama::devices().iter().any(|device| device.is_gpu);
-        let shared = Arc::new(Shared {
-            turns: (factory.options.for_throughput && !has_gpu()).then(Turns::default),
-            ..Shared::default()
-        });
-        let worker = worker::Worker::new(lane, factory, shared.clone());
-        let thread = std::thread::Builder::new()
-            .name("qbridge-engine".to_owned())
-            .spawn(move || worker.run())
-            .map_err(|error| Error::Context {
-                reason: format!("no thread for the engine: {error}"),
-            })?;
-        Ok(Engine {
-            shared,
-            abort,
-            thread: Some(thread),
+        let n_workers = options.n_workers();
+        let mut engine = Engine {
+            queue: Arc::new(Queue::new(if options.has_turns() { n_workers } else { 0 })),
+            abort: Arc::default(),
+            threads: Vec::with_capacity(n_workers),
             model,
             options,
-        })
+        };
+        for number in 0..n_workers {
+            let lanes = Lanes {
+                model: engine.model.clone(),
+                options: engine.options.clone(),
+                threads: engine.options.share(number).1,
+                abort: engine.abort.clone(),
+            };
+            let worker = worker::Worker::new(number, lanes, engine.queue.clone())?;
+            let thread = std::thread::Builder::new()
+                .name("qbridge-engine".to_owned())
+                .spawn(move || worker.run())
+                .map_err(|error| Error::Context {
+                    reason: format!("no thread for the engine: {error}"),
+                })?;
+            engine.threads.push(thread);
+        }
+        Ok(engine)
     }
 
     /// The language model.
@@ -391,21 +262,7 @@ impl Engine {
 
     /// How busy the engine is.
     pub fn activity(&self) -> Activity {
-        let counters = &self.shared.counters;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let state = self.shared.lock();
-        Activity {
-            active: state.active,
-            sequences: state.sequences,
-            waiting: state.waiting.len(),
-            steps: count(&counters.steps),
-            prompt_rows: count(&counters.prompt_rows),
-            reused_rows: count(&counters.reused_rows),
-            kept_sequences: count(&counters.kept_sequences),
-            sampled_tokens: count(&counters.sampled_tokens),
-            guessed_tokens: count(&counters.guessed_tokens),
-            right_guesses: count(&counters.right_guesses),
-        }
+        self.queue.activity()
     }
 
     /// Puts a sequence into the queue. Its events begin to come when a slot is free.
@@ -428,30 +285,14 @@ impl Engine {
         } else {
             Vec::new()
         };
-        let mut state = self.shared.lock();
-        if state.stopped {
-            return Err(Error::Stopped);
-        }
-        let room = self.options.slots + self.options.queue;
-        if state.active + state.waiting.len() >= room {
-            state
-                .waiting
-                .retain(|waiting| !waiting.sequence.events.is_closed());
-            if state.active + state.waiting.len() >= room {
-                return Err(Error::QueueFull {
-                    limit: self.options.queue,
-                });
-            }
-        }
-        state.waiting.push_back(Waiting {
+        let waiting = Waiting {
             queued: sequence.stages.begin(Stage::Queue),
             sequence,
             need,
             keys,
-        });
-        drop(state);
-        self.shared.wake.notify_one();
-        Ok(())
+        };
+        let limit = self.options.queue;
+        (self.queue).push(waiting, self.options.slots + limit, limit)
     }
 
     /// Refuses sampling values that [`Engine::submit`] would refuse.
@@ -476,9 +317,9 @@ impl Engine {
         Ok(())
     }
 
-    /// A turn at the cores, where they are taken in turns.
-    pub(crate) fn turn(&self) -> Option<Turn<'_>> {
-        self.shared.turns.as_ref().map(Turns::take)
+    /// A turn at the cores of a worker, where they are taken in turns.
+    pub(crate) fn turn(&self, worker: usize) -> Option<Turn<'_>> {
+        self.queue.turns.get(worker).map(Turns::take)
     }
 
     /// Refuses biases that [`Engine::submit`] would refuse.
@@ -618,13 +459,12 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.shared.lock().shutdown = true;
+        self.queue.shut_down();
         self.abort.store(true, Ordering::Relaxed);
-        self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the engine's thread had panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the engine had panicked");
+            }
         }
     }
 }
@@ -635,77 +475,6 @@ impl std::fmt::Debug for Engine {
             .field("model", &self.model)
             .field("options", &self.options)
             .finish_non_exhaustive()
-    }
-}
-
-/// A request in the queue.
-struct Waiting {
-    sequence: Sequence,
-    need: Need,
-    /// Of each row of the prompt, or none where they are not to be shared.
-    keys: Vec<RowKey>,
-    queued: Running,
-}
-
-impl Waiting {
-    /// Whether nobody waits for it any more, or it is too late to begin.
-    fn is_over(&self) -> bool {
-        self.sequence.events.is_closed() || self.sequence.is_late()
-    }
-}
-
-/// What a request takes.
-#[derive(Debug, Clone, Copy)]
-struct Need {
-    /// Rows of the prompt, and the embedding rows among them.
-    n_prompt: usize,
-    n_image: usize,
-    /// Most tokens of the answer.
-    max_tokens: usize,
-    /// Sequences, one for each answer or beam.
-    sequences: usize,
-    /// KV cells at most.
-    cells: usize,
-}
-
-/// What the engine's thread and its callers share.
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    wake: Condvar,
-    counters: Counters,
-    /// Where the cores are shared with pictures in turns.
-    turns: Option<Turns>,
-}
-
-/// Written by the engine's thread alone.
-#[derive(Default)]
-struct Counters {
-    steps: AtomicU64,
-    prompt_rows: AtomicU64,
-    reused_rows: AtomicU64,
-    kept_sequences: AtomicU64,
-    sampled_tokens: AtomicU64,
-    guessed_tokens: AtomicU64,
-    right_guesses: AtomicU64,
-}
-
-#[derive(Default)]
-struct State {
-    waiting: VecDeque<Waiting>,
-    /// Requests that hold a slot, and the sequences they hold.
-    active: usize,
-    sequences: usize,
-    /// The engine is being dropped.
-    shutdown: bool,
-    /// The thread has ended.
-    stopped: bool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing leaves the state half changed, so a panic elsewhere spoils nothing.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -728,11 +497,4 @@ fn row_keys(prompt: &[PromptPart], n_embd: usize) -> Vec<RowKey> {
         }
     }
     keys
-}
-
-/// One thread a physical core, of those this process may use: matrix products gain
-/// nothing from the second thread of a core.
-fn default_threads() -> usize {
-    let usable = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    num_cpus::get_physical().clamp(1, usable)
 }

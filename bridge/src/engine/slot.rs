@@ -1,15 +1,16 @@
 //! One admitted request, from its prompt to its last token.
 
+use super::PromptPart;
 use super::answer::{Answer, Ending, Limits};
 use super::beam::{BeamSearch, Hypothesis, Step, log_softmax};
 use super::cells::{Admission, RowKey};
 use super::logprobs::logprobs;
 use super::lookup::Lookup;
 use super::outbox::Outbox;
+use super::queue::Waiting;
 use super::rules::Rules;
 use super::sampling::{Candidates, PENALTY_WINDOW, Sampler, likeliest};
 use super::stop::StopStrings;
-use super::{PromptPart, Waiting};
 use crate::constraint::Constraint;
 use crate::event::{Event, Summary, TokenLogprob, TokenLogprobs, Usage};
 use crate::language_model::LanguageModel;
@@ -259,6 +260,13 @@ impl Slot {
     /// Whether the whole prompt is in the KV cache.
     pub(super) fn generates(&self) -> bool {
         self.position >= self.n_prompt
+    }
+
+    /// Whether it has yet to compute rows of its prompt that another one, of these keys, would share.
+    pub(super) fn is_ahead(&self, keys: &[RowKey]) -> bool {
+        let shareable = &keys[..keys.len().saturating_sub(1)];
+        let common = self.keys.iter().zip(shareable).take_while(|(a, b)| a == b);
+        !self.generates() && common.count() > self.position
     }
 
     /// Adds up to `most` of the rows that come next to the batch, and to `outputs`

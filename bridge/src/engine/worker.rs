@@ -1,4 +1,4 @@
-//! The thread that owns the contexts, and its steps.
+//! A thread that owns contexts, and its steps.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::lane::{Lane, Lanes};
 use super::outbox::Outbox;
+use super::queue::{Free, Need, Queue};
 use super::slot::{Scratch, Slot};
-use super::{Need, Shared, Waiting};
 use crate::event::Event;
 use crate::language_model::LanguageModel;
 use crate::llama::{ProcessError, Row};
@@ -41,16 +41,23 @@ struct Share {
 }
 
 pub(super) struct Worker {
+    number: usize,
     lanes: Vec<Lane>,
     factory: Lanes,
     model: Arc<LanguageModel>,
-    shared: Arc<Shared>,
+    queue: Arc<Queue>,
     slots: Vec<Option<Slot>>,
     /// Occupied slots, oldest first.
     order: Vec<usize>,
-    /// Sequences and KV cells that no request holds.
-    free_sequences: usize,
-    free_cells: usize,
+    /// Its share of the slots and the KV cells that it has. Who needs more sequences has it
+    /// to itself.
+    most_sequences: usize,
+    most_cells: usize,
+    /// Sequences and cells that requests hold.
+    sequences: usize,
+    cells: usize,
+    /// Sequences that are kept for requests to come.
+    kept: usize,
     /// Seconds that a row of a large batch took lately; 0 before the first.
     row_seconds: f64,
     /// Finished requests whose reader has not taken everything yet.
@@ -62,30 +69,35 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// `lane` is [`Lanes::first`].
-    pub(super) fn new(lane: Lane, factory: Lanes, shared: Arc<Shared>) -> Self {
-        let slots = factory.options.slots;
+    /// The worker of this number.
+    pub(super) fn new(number: usize, factory: Lanes, queue: Arc<Queue>) -> Result<Self> {
+        let options = &factory.options;
+        let (most_sequences, _) = options.share(number);
         let model = factory.model.clone();
-        Worker {
-            lanes: vec![lane],
-            shared,
-            slots: (0..slots).map(|_| None).collect(),
-            order: Vec::with_capacity(slots),
-            free_sequences: slots,
+        Ok(Worker {
+            number,
+            lanes: vec![factory.first()?],
+            queue,
+            slots: (0..options.slots).map(|_| None).collect(),
+            order: Vec::with_capacity(options.slots),
+            most_sequences,
             // The lanes of an encoder-decoder have their own.
-            free_cells: if model.is_encoder_decoder() {
+            most_cells: if model.is_encoder_decoder() {
                 usize::MAX
             } else {
-                factory.options.n_cells()
+                options.n_cells()
             },
+            sequences: 0,
+            cells: 0,
+            kept: 0,
             row_seconds: 0.0,
             leaving: Vec::new(),
-            shares: Vec::with_capacity(slots),
-            outputs: Vec::with_capacity(slots),
+            shares: Vec::with_capacity(options.slots),
+            outputs: Vec::with_capacity(options.slots),
             scratch: Scratch::new(model.n_vocab()),
             factory,
             model,
-        }
+        })
     }
 
     pub(super) fn run(mut self) {
@@ -111,28 +123,33 @@ impl Worker {
                 // A closed channel counts: the slot must be freed.
                 runnable |= slot.outbox.flush() || slot.outbox.is_closed();
             }
-            let state = self.shared.lock();
+            let state = self.queue.lock();
             if state.shutdown {
                 return false;
             }
-            let can_admit = state
-                .waiting
-                .front()
-                .is_some_and(|next| next.is_over() || self.has_room(&next.need));
+            let can_admit = self.asking(|free| state.next_for(free).is_some());
             if runnable || can_admit {
                 return true;
             }
             // Both waits may end early; the loop looks again.
-            if self.order.is_empty() && self.leaving.is_empty() {
-                drop(self.shared.wake.wait(state));
-            } else {
-                drop(self.shared.wake.wait_timeout(state, POLL));
-            }
+            let is_alone = self.order.is_empty() && self.leaving.is_empty();
+            self.queue.wait(state, (!is_alone).then_some(POLL));
         }
     }
 
-    fn has_room(&self, need: &Need) -> bool {
-        need.sequences <= self.free_sequences && need.cells <= self.free_cells
+    /// Asks the queue, as what this worker is.
+    fn asking<T>(&self, ask: impl FnOnce(&Free) -> T) -> T {
+        let is_idle = self.order.is_empty();
+        ask(&Free {
+            worker: self.number,
+            is_idle,
+            has_room: &|need| {
+                is_idle
+                    || self.sequences + need.sequences <= self.most_sequences
+                        && self.cells.saturating_add(need.cells) <= self.most_cells
+            },
+            is_ahead: &|keys| self.slots.iter().flatten().any(|slot| slot.is_ahead(keys)),
+        })
     }
 
     /// Frees the slots of requests whose reader has gone.
@@ -146,35 +163,34 @@ impl Worker {
         }
     }
 
-    /// Admits those who waited longest. Who needs more than is free is not
-    /// overtaken, or it might wait for ever.
+    /// Admits those who waited longest.
     fn admit(&mut self) {
-        while let Some(waiting) = self.next_waiting() {
+        // A request holds a sequence at least, so there is a slot wherever there is room.
+        while let Some(index) = self.slots.iter().position(Option::is_none)
+            && let Some(waiting) = self.asking(|free| self.queue.take(free))
+        {
+            let n = waiting.need.sequences;
+            let queue = self.queue.clone();
+            let refused = |error| {
+                queue.give_back(n);
+                Outbox::new(waiting.sequence.events.clone()).push(Event::Error(error));
+            };
             let lane = match self.lane_for(&waiting.need) {
                 Ok(lane) => lane,
                 Err(error) => {
-                    Outbox::new(waiting.sequence.events).push(Event::Error(error));
+                    refused(error);
                     continue;
                 }
             };
-            let Some(index) = self.slots.iter().position(Option::is_none) else {
-                return;
-            };
-            let n = waiting.need.sequences;
             let Some(admission) = self.lanes[lane].admit(&waiting.need, &waiting.keys) else {
                 let reason = format!("no {n} sequences are free");
-                Outbox::new(waiting.sequence.events).push(Event::Error(Error::Decode { reason }));
+                refused(Error::Decode { reason });
                 continue;
             };
-            let reused_rows = &self.shared.counters.reused_rows;
+            let reused_rows = &self.queue.counters.reused_rows;
             reused_rows.fetch_add(admission.shared as u64, Ordering::Relaxed);
-            self.free_sequences -= n;
-            self.free_cells -= waiting.need.cells;
-            {
-                let mut state = self.shared.lock();
-                state.active += 1;
-                state.sequences += n;
-            }
+            self.sequences += n;
+            self.cells = self.cells.saturating_add(waiting.need.cells);
             // Who forgets rows cannot take any back.
             let prompt_lookup = match self.model.shares_prefixes() {
                 true => self.factory.options.prompt_lookup,
@@ -188,30 +204,12 @@ impl Worker {
     }
 
     /// Tells how much of the KV cache is kept for requests to come.
-    fn count_kept(&self) {
+    fn count_kept(&mut self) {
         let kept: usize = self.lanes.iter().map(|lane| lane.cells.kept()).sum();
-        let kept_sequences = &self.shared.counters.kept_sequences;
-        kept_sequences.store(kept as u64, Ordering::Relaxed);
-    }
-
-    fn next_waiting(&self) -> Option<Waiting> {
-        let mut state = self.shared.lock();
-        while let Some(next) = state.waiting.front() {
-            if next.is_over() {
-                if let Some(over) = state.waiting.pop_front() {
-                    // A fresh channel has room; a closed one has nobody to be told.
-                    let _ = over
-                        .sequence
-                        .events
-                        .try_send(Event::Error(Error::QueueTimeout));
-                }
-            } else if self.has_room(&next.need) {
-                return state.waiting.pop_front();
-            } else {
-                return None;
-            }
-        }
-        None
+        let kept_sequences = &self.queue.counters.kept_sequences;
+        kept_sequences.fetch_add(kept as u64, Ordering::Relaxed);
+        kept_sequences.fetch_sub(self.kept as u64, Ordering::Relaxed);
+        self.kept = kept;
     }
 
     /// The lane that computes a request; for an encoder-decoder an idle one, made
@@ -249,7 +247,7 @@ impl Worker {
             let context = &mut self.lanes[slot.lane].context;
             match slot.encode(context, self.model.n_embd()) {
                 Ok(n_rows) => {
-                    let prompt_rows = &self.shared.counters.prompt_rows;
+                    let prompt_rows = &self.queue.counters.prompt_rows;
                     prompt_rows.fetch_add(n_rows as u64, Ordering::Relaxed);
                 }
                 // The engine being dropped looks like a failure here, and nobody
@@ -353,7 +351,7 @@ impl Worker {
     /// Computes the batch and chooses tokens. When it fails, what can be saved is
     /// tried again request by request, so that one cannot harm the others.
     fn process(&mut self, lane: usize) {
-        let turn = self.shared.turns.as_ref().map(Turns::take);
+        let turn = self.queue.turns.get(self.number).map(Turns::take);
         let started = Instant::now();
         let processed = self.lanes[lane].context.process();
         drop(turn);
@@ -394,8 +392,8 @@ impl Worker {
     fn choose(&mut self, lane: usize) {
         let shares = std::mem::take(&mut self.shares);
         let outputs = std::mem::take(&mut self.outputs);
-        let shared = self.shared.clone();
-        let counters = &shared.counters;
+        let queue = self.queue.clone();
+        let counters = &queue.counters;
         let prompt_rows: usize = shares
             .iter()
             .filter(|share| {
@@ -463,15 +461,13 @@ impl Worker {
         let n = slot.sequences.len();
         lane.finish(&slot.sequences, keep);
         self.count_kept();
-        self.free_sequences += n;
-        self.free_cells += slot.cells;
+        self.sequences -= n;
+        self.cells -= slot.cells;
         self.order.retain(|&occupied| occupied != index);
         if !slot.outbox.is_empty() {
             self.leaving.push(slot.outbox);
         }
-        let mut state = self.shared.lock();
-        state.active -= 1;
-        state.sequences -= n;
+        self.queue.give_back(n);
     }
 }
 
@@ -479,17 +475,11 @@ impl Drop for Worker {
     /// Runs when the engine is dropped, and when this thread panics: nobody is
     /// left waiting without a word.
     fn drop(&mut self) {
-        let waiting = {
-            let mut state = self.shared.lock();
-            state.stopped = true;
-            state.active = 0;
-            state.sequences = 0;
-            std::mem::take(&mut state.waiting)
-        };
         for slot in self.slots.iter_mut().flatten() {
             slot.fail(Error::Stopped);
+            self.queue.give_back(slot.sequences.len());
         }
-        for waiting in waiting {
+        for waiting in self.queue.stop() {
             let stopped = Event::Error(Error::Stopped);
             // A fresh channel has room; if not, its closing says the same.
             if let Err(TrySendError::Full(_)) = waiting.sequence.events.try_send(stopped) {

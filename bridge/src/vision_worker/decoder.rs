@@ -19,6 +19,14 @@ pub(super) struct Decoded {
     pub(super) pictures: Vec<(ImageKey, DecodedPicture)>,
 }
 
+impl Decoded {
+    /// Whether all of its pictures have been through the ViT before.
+    pub(super) fn is_known(&self) -> bool {
+        let is_seen = |picture: &DecodedPicture| matches!(picture, DecodedPicture::Seen(_));
+        self.pictures.iter().all(|(_, picture)| is_seen(picture))
+    }
+}
+
 /// A picture on its way to the ViT.
 pub(super) enum DecodedPicture {
     /// It has been there before.

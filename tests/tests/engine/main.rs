@@ -11,6 +11,7 @@ mod lookup;
 mod prefixes;
 mod requests;
 mod scheduling;
+mod workers;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};

@@ -35,7 +35,7 @@ fn five_beams() -> (usize, Sampling) {
 }
 
 /// Two cases of different pictures.
-fn two_pictures() -> (usize, usize) {
+pub(super) fn two_pictures() -> (usize, usize) {
     let cases = cases();
     let differs = |case: &Case| case.soft_prompt != cases[0].soft_prompt;
     (0, cases.iter().position(differs).unwrap())
@@ -55,6 +55,27 @@ fn a_prompt_seen_before_costs_one_row_and_answers_the_same() {
         assert_eq!(cached(&again), n_prompt - 1);
         assert_eq!(after.prompt_rows - before.prompt_rows, 1);
         assert_eq!(after.reused_rows - before.reused_rows, n_prompt as u64 - 1);
+    }
+}
+
+#[test]
+fn what_comes_together_is_computed_once() {
+    let engine = engine(EngineOptions {
+        slots: 4,
+        ..options()
+    });
+    let text: Vec<i32> = (50..60).collect();
+    let (one, other) = two_pictures();
+    let prompts = [one, one, other, one, other].map(|picture| framed(picture, &text));
+    let receivers = prompts
+        .clone()
+        .map(|prompt| submit(&engine, prompt, |_| {}));
+    let answers = receivers.map(|receiver| read(receiver).unwrap());
+    let whole = rows_of(&prompts[0]) - 1;
+    assert_eq!(answers.each_ref().map(cached), [0, whole, 5, whole, whole]);
+    for (answer, prompt) in answers.iter().zip(prompts) {
+        let fresh = self::engine(options());
+        assert_eq!(answer.ids, ask(&fresh, prompt, |_| {}).ids);
     }
 }
 
