@@ -58,9 +58,14 @@ pub fn t5_cases() -> Vec<T5Case> {
 }
 
 pub fn t5_engine(slots: usize) -> Engine {
+    t5_workers(slots, 1)
+}
+
+fn t5_workers(slots: usize, workers: usize) -> Engine {
     let options = EngineOptions {
         slots,
         queue: 100,
+        workers: Some(workers),
         ..options()
     };
     Engine::start(t5(), options).unwrap()
@@ -154,23 +159,25 @@ fn every_setting_answers_as_transformers_does() {
 
 #[test]
 fn requests_in_flight_each_get_their_own_answer() {
-    // Greedy ones and beams of three and five, over sequences for some of them.
-    let engine = t5_engine(11);
     let (cases, settings) = (t5_cases(), t5_settings());
-    let mut expected = Vec::new();
-    let mut receivers = Vec::new();
-    for case in &cases {
-        for (sampling, answer) in settings.iter().zip(&case.answers) {
-            expected.push(answer);
-            receivers.push(t5_submit(&engine, case, *sampling));
+    for workers in [1, 2] {
+        // Greedy ones and beams of three and five, over sequences for some of them.
+        let engine = t5_workers(11, workers);
+        let mut expected = Vec::new();
+        let mut receivers = Vec::new();
+        for case in &cases {
+            for (sampling, answer) in settings.iter().zip(&case.answers) {
+                expected.push(answer);
+                receivers.push(t5_submit(&engine, case, *sampling));
+            }
         }
+        let mut at_once = 0;
+        for (receiver, expected) in receivers.into_iter().zip(expected) {
+            at_once = at_once.max(engine.activity().active);
+            assert_eq!(read(receiver).unwrap().ids, *expected);
+        }
+        assert!(at_once > 1, "nothing ran beside another");
     }
-    let mut at_once = 0;
-    for (receiver, expected) in receivers.into_iter().zip(expected) {
-        at_once = at_once.max(engine.activity().active);
-        assert_eq!(read(receiver).unwrap().ids, *expected);
-    }
-    assert!(at_once > 1, "nothing ran beside another");
 }
 
 #[test]
