@@ -78,7 +78,7 @@ impl Worker {
             number,
             lanes: vec![factory.first()?],
             queue,
-            slots: (0..options.slots).map(|_| None).collect(),
+            slots: Vec::with_capacity(options.slots),
             order: Vec::with_capacity(options.slots),
             most_sequences,
             // The lanes of an encoder-decoder have their own.
@@ -165,10 +165,7 @@ impl Worker {
 
     /// Admits those who waited longest.
     fn admit(&mut self) {
-        // A request holds a sequence at least, so there is a slot wherever there is room.
-        while let Some(index) = self.slots.iter().position(Option::is_none)
-            && let Some(waiting) = self.asking(|free| self.queue.take(free))
-        {
+        while let Some(waiting) = self.asking(|free| self.queue.take(free)) {
             let n = waiting.need.sequences;
             let queue = self.queue.clone();
             let refused = |error| {
@@ -197,7 +194,12 @@ impl Worker {
                 false => 0,
             };
             let slot = Slot::new(waiting, &self.model, lane, admission, prompt_lookup);
-            self.slots[index] = Some(slot);
+            let free = self.slots.iter().position(Option::is_none);
+            let index = free.unwrap_or(self.slots.len());
+            match self.slots.get_mut(index) {
+                Some(free) => *free = Some(slot),
+                None => self.slots.push(Some(slot)),
+            }
             self.order.push(index);
         }
         self.count_kept();
