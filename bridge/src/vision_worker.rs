@@ -1,9 +1,9 @@
 //! The threads that turn pictures into soft prompts.
 //!
 //! Some decode picture files, while one runs the ViT on those that wait for it
-//! together, or one beside each worker of the engine; of a picture seen before, whatever depends on it alone is taken from a
-//! cache: its soft prompt, or the ViT's output where the Q-Former reads the question
-//! too. The engine never waits for them, and requests without pictures never pass
+//! together, or one beside each worker of the engine; of a picture seen before,
+//! whatever depends on it alone is taken from a cache: its soft prompt, or the ViT's
+//! output where the Q-Former reads the question too. The engine never waits for them, and requests without pictures never pass
 //! through them.
 //!
 //! - `claims`: which pictures are being encoded

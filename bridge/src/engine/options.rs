@@ -34,7 +34,7 @@ pub struct EngineOptions {
     /// Most rows of one step, over all sequences. An encoder takes its input whole,
     /// whatever this and `n_ubatch` say.
     pub n_batch: usize,
-    /// Most rows that are computed at once; a larger step is split.
+    /// Most rows that are computed at once, by all workers together; a larger step is split.
     pub n_ubatch: usize,
     /// Requests that may wait for a slot; more are refused.
     pub queue: usize,

@@ -224,12 +224,8 @@ impl State {
         let Some(picture) = waiting.picture() else {
             return true;
         };
-        let mut homes = (self.homes.iter()).filter(|(known, _)| *known == picture);
-        let mut is_known = false;
-        homes.any(|&(_, home)| {
-            is_known = true;
-            home == worker
-        }) || !is_known
+        let is_known = self.homes.iter().any(|(known, _)| *known == picture);
+        !is_known || self.homes.contains(&(picture, worker))
     }
 
     fn remember(&mut self, picture: RowKey, worker: usize) {
