@@ -12,7 +12,8 @@ use crate::checkpoint::Weights;
 use crate::config::Activation;
 use crate::int8::{Int8Matrix, Int8Weight};
 use crate::operations::{count_product, timed_tensor};
-use crate::product::{F32Matrix, Finish, Norm, PackedWeights, Residual, multiply};
+use crate::product::float::F32Matrix;
+use crate::product::{Finish, Norm, Residual};
 
 thread_local! {
     static BY_CANDLE: Cell<bool> = const { Cell::new(false) };
@@ -98,8 +99,8 @@ impl Packed {
             residual,
         };
         match &self.weight_t {
-            Matrix::F32(weight_t) => multiply(weight_t, x, norm, output, finish),
-            Matrix::Int8(weight_t) => multiply(weight_t, x, norm, output, finish),
+            Matrix::F32(weight_t) => weight_t.multiply(x, norm, output, finish),
+            Matrix::Int8(weight_t) => weight_t.multiply(x, norm, output, finish),
         }
     }
 }

@@ -1,36 +1,27 @@
-//! Products with weights that are laid out once, at load, as the machine's matrix product reads them (`rten-gemm`: on
-//! AVX-512 twice as fast as candle's product), in f32 or in 8 bits.
+//! Products with weights that are laid out once, at load, as the machine's vector instructions read them, in f32 or in 8
+//! bits: this crate's own where there is AVX-512 ([`packed`]), `rten-gemm`'s elsewhere ([`gemm`]).
 //!
-//! What comes before a product (LayerNorm, rounding to 8 bits) and what follows it (bias, activation, residual) is done a
-//! few rows at a time by the thread that multiplies them, while they are in its core's cache.
+//! What comes before a product (LayerNorm, rounding to 8 bits) is done as rows are laid out, what follows it (bias,
+//! activation, residual) while its values are still in the core's cache.
 
-use std::borrow::Cow;
-use std::cell::Cell;
+use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
-use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
-use rten_tensor::{Matrix, NdTensorView};
 
 use crate::config::Activation;
 use crate::kernels;
-use crate::tiles::tiles;
+use crate::product::packed::fetch_soon;
+use crate::tiles::{Tile, tiles};
 
-/// Most rows that are multiplied at a time: rten-gemm splits more of them, and its threads then wait for each other.
-const MOST_ROWS: usize = 64;
-/// Most columns of a panel, which are multiplied at a time.
-const MOST_COLUMNS: usize = 384;
-/// Columns that the widest of rten-gemm's kernels takes at a time.
-const COLUMNS_STEP: usize = 32;
-/// Weights of a panel, in bytes, that stay in a core's L2 from one stretch of rows to the next.
-const PANEL_BYTES: usize = 768 << 10;
-/// Up to so many bytes of weights, each stretch of rows is multiplied with all of them; more of them would be read anew
-/// from beyond L2 for each.
+pub(crate) mod float;
+pub(crate) mod gemm;
+pub(crate) mod packed;
+pub(crate) mod vnni;
+
+/// Up to so many bytes of weights, each block of rows is multiplied with all of them; more of them would be read anew from
+/// beyond L2 for each.
 const MOST_BYTES: usize = 3 << 20;
-
-thread_local! {
-    /// Kept: making it asks the processor what it can, which takes long on virtual machines.
-    static GEMM: GemmExecutor<f32> = GemmExecutor::new();
-}
 
 /// LayerNorm of rows of `weight.len()` values.
 #[derive(Clone, Copy)]
@@ -68,54 +59,114 @@ pub(crate) struct Finish<'a> {
     pub residual: Residual<'a>,
 }
 
-impl Finish<'_> {
-    /// Finishes `values`, which begin at `column` of the row `row` of a product with rows of `outputs` values.
-    fn run(
-        &self,
-        values: &mut [f32],
-        row: usize,
-        column: usize,
-        outputs: usize,
-        output: &mut [f32],
-    ) {
-        if let Some(bias) = self.bias {
-            kernels::add(values, &bias[column..]);
+/// Finishes some rows and columns of a product into their place in the output.
+struct FinishPart<'a, 'b> {
+    finish: &'a Finish<'a>,
+    /// `[rows, width]`.
+    values: &'a [f32],
+    width: usize,
+    /// The part of each row of the output that begins with these columns.
+    output: &'a mut [&'b mut [f32]],
+    /// Where the columns are in these.
+    offset: usize,
+    /// The first row and column in the output, and how many columns that has.
+    row: usize,
+    column: usize,
+    outputs: usize,
+}
+
+impl WithSimd for FinishPart<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        match self.finish.activation {
+            Some(Activation::Gelu) => self.run(kernels::gelu),
+            Some(Activation::QuickGelu) => self.run(kernels::quick_gelu),
+            None => self.run(|x| x),
         }
-        match self.activation {
-            Some(Activation::Gelu) => kernels::gelu(values),
-            Some(Activation::QuickGelu) => kernels::quick_gelu(values),
-            None => (),
-        }
-        match self.residual {
-            Residual::None => output.copy_from_slice(values),
-            Residual::Output => kernels::add(output, values),
-            Residual::Rows(rows) => {
-                output.copy_from_slice(&rows[row * outputs + column..][..values.len()]);
-                kernels::add(output, values);
+    }
+}
+
+impl FinishPart<'_, '_> {
+    #[inline(always)]
+    fn run(self, activation: impl Fn(f32) -> f32) {
+        // The last panel may be wider than what is left.
+        let columns = self.width.min(self.outputs - self.column);
+        let bias = match self.finish.bias {
+            Some(bias) => &bias[self.column..][..columns],
+            None => &[],
+        };
+        let rows = self.values.chunks_exact(self.width).zip(self.output);
+        for (row, (values, output)) in (self.row..).zip(rows) {
+            let (values, output) = (&values[..columns], &mut output[self.offset..][..columns]);
+            let finished = |x, bias| activation(x + bias);
+            match self.finish.residual {
+                Residual::None => {
+                    zipped(values, bias, &[], output, |x, bias, _, _| finished(x, bias))
+                }
+                Residual::Output => zipped(values, bias, &[], output, |x, bias, _, y| {
+                    y + finished(x, bias)
+                }),
+                Residual::Rows(rows) => {
+                    let rows = &rows[row * self.outputs + self.column..][..columns];
+                    zipped(values, bias, rows, output, |x, bias, residual, _| {
+                        residual + finished(x, bias)
+                    });
+                }
             }
         }
     }
 }
 
+/// Makes each of `output` of what is there and what is in the others, 0 where `b` and `c` are shorter.
+#[inline(always)]
+fn zipped(
+    a: &[f32],
+    b: &[f32],
+    c: &[f32],
+    output: &mut [f32],
+    make: impl Fn(f32, f32, f32, f32) -> f32,
+) {
+    /// In stretches of one length: what is left of a vector loop's is done one by one.
+    const LANES: usize = 16;
+    const NONE: [f32; LANES] = [0.0; LANES];
+    let ((a, a_rest), (b, b_rest), (c, c_rest)) = (
+        a.as_chunks::<LANES>(),
+        b.as_chunks::<LANES>(),
+        c.as_chunks::<LANES>(),
+    );
+    let (output, rest) = output.as_chunks_mut::<LANES>();
+    for (i, (output, a)) in output.iter_mut().zip(a).enumerate() {
+        let (b, c) = (b.get(i).unwrap_or(&NONE), c.get(i).unwrap_or(&NONE));
+        // Written when all are made: one by one they might be among what is read.
+        *output = std::array::from_fn(|lane| make(a[lane], b[lane], c[lane], output[lane]));
+    }
+    let or_0 = |values: &[f32], i: usize| values.get(i).copied().unwrap_or_default();
+    for (i, (output, a)) in rest.iter_mut().zip(a_rest).enumerate() {
+        *output = make(*a, or_0(b_rest, i), or_0(c_rest, i), *output);
+    }
+}
+
 /// Weights `[inputs, outputs]` in panels, each of some columns.
 pub(crate) trait PackedWeights: Sync {
-    /// Rows of inputs as the product reads them.
+    /// A stretch of rows of inputs, as the product reads them.
     type Rows<'x>: Send + Sync;
 
     fn dims(&self) -> Dims;
 
-    /// Rows that the kernel takes at a time.
-    fn kernel_rows(&self) -> usize;
+    /// How a product of `rows` rows is cut up for so many threads.
+    fn cut(&self, rows: usize, threads: usize) -> Cut;
 
     /// `x` `[rows, inputs]`, after `norm`, as the product reads it.
     fn rows<'x>(&self, x: &'x [f32], norm: Option<Norm>) -> candle_core::Result<Self::Rows<'x>>;
 
-    /// Hands each row of the product with a panel to `take`, with its number.
+    /// Hands the product of each stretch with each of the panels to `take`, which may be told of it before.
     fn product(
         &self,
-        rows: &Self::Rows<'_>,
-        panel: usize,
-        take: impl FnMut(usize, &mut [f32]),
+        stretches: &[Self::Rows<'_>],
+        panels: Range<usize>,
+        take: impl FnMut(Part),
     ) -> candle_core::Result<()>;
 }
 
@@ -130,6 +181,34 @@ pub(crate) struct Dims {
     pub bytes: usize,
 }
 
+impl Dims {
+    pub fn panels(&self) -> usize {
+        self.outputs.div_ceil(self.columns)
+    }
+}
+
+/// Of a product.
+#[derive(Clone, Copy)]
+pub(crate) struct Cut {
+    /// Rows of a stretch, which are laid out together.
+    pub height: usize,
+    /// Stretches of a block, which one thread multiplies.
+    pub stretches: usize,
+    /// How many panels one thread multiplies a block with; all of them where threads share rows alone.
+    pub panels: Option<usize>,
+}
+
+/// The product of a stretch of rows with a panel.
+pub(crate) struct Part<'a> {
+    /// Of those that were given.
+    pub stretch: usize,
+    pub panel: usize,
+    /// `[rows of the stretch, width]`; none where it is about to be computed, and there is time to prepare for it.
+    pub values: Option<&'a [f32]>,
+    /// At least the panel's columns; what more there is means nothing.
+    pub width: usize,
+}
+
 /// `x` `[rows, inputs]`, after `norm`, times `weights`, finished, into `output` `[rows, outputs]`.
 pub(crate) fn multiply<W: PackedWeights>(
     weights: &W,
@@ -141,181 +220,77 @@ pub(crate) fn multiply<W: PackedWeights>(
     if x.is_empty() {
         return Ok(());
     }
-    let Dims {
-        inputs,
-        outputs,
-        columns,
-        bytes,
-    } = weights.dims();
-    let by_panel = bytes > MOST_BYTES;
-    // Threads that are to share rows, where those of different panels are not multiplied at the same time anyhow.
-    let threads = match rayon::current_num_threads() {
-        threads if by_panel => threads.div_ceil(outputs.div_ceil(columns)),
-        threads => threads,
+    let dims = weights.dims();
+    let Cut {
+        height,
+        stretches,
+        panels,
+    } = weights.cut(x.len() / dims.inputs, rayon::current_num_threads());
+    let run = |stretches: &[W::Rows<'_>], tile: &mut Tile| {
+        let first = tile.column / dims.columns;
+        let columns = tile.rows.first().map_or(0, |row| row.len());
+        let panels = first..first + columns.div_ceil(dims.columns);
+        weights.product(stretches, panels, |part| {
+            let (row, column) = (part.stretch * height, part.panel * dims.columns);
+            let offset = column - tile.column;
+            let output = &mut tile.rows[row..];
+            let Some(values) = part.values else {
+                // From one row to the next there is no line of the cache that the processor would fetch by itself.
+                for row in output.iter().take(height) {
+                    let columns = dims.columns.min(row.len() - offset);
+                    fetch_soon(&row[offset..][..columns]);
+                }
+                return;
+            };
+            pulp::Arch::new().dispatch(FinishPart {
+                finish: &finish,
+                values,
+                width: part.width,
+                output,
+                offset,
+                row: tile.row + row,
+                column,
+                outputs: dims.outputs,
+            });
+        })
     };
-    let count = stretch(x.len() / inputs, weights.kernel_rows(), threads);
-    let stretches = x.par_chunks(count * inputs);
-    if by_panel {
-        let stretches = stretches.map(|x| weights.rows(x, norm));
-        let stretches = stretches.collect::<candle_core::Result<Vec<_>>>()?;
-        let tiles = tiles(output, outputs, count, columns).into_par_iter();
-        return tiles.try_for_each(|mut tile| {
-            let rows = &stretches[tile.row / count];
-            weights.product(rows, tile.column / columns, |row, values| {
-                let output = &mut *tile.rows[row];
-                finish.run(values, tile.row + row, tile.column, outputs, output);
-            })
+    let laid_out = |x| weights.rows(x, norm);
+    let block = stretches * height;
+    if let Some(panels) = panels {
+        let rows = x.par_chunks(height * dims.inputs).map(laid_out);
+        let rows = rows.collect::<candle_core::Result<Vec<_>>>()?;
+        let tiles = tiles(output, dims.outputs, block, panels * dims.columns);
+        return tiles.into_par_iter().try_for_each(|mut tile| {
+            let rows = &rows[tile.row / height..];
+            run(&rows[..stretches.min(rows.len())], &mut tile)
         });
     }
-    stretches
-        .zip(output.par_chunks_mut(count * outputs))
+    // A block is one thread's, and no other waits for its rows.
+    x.par_chunks(block * dims.inputs)
+        .zip(output.par_chunks_mut(block * dims.outputs))
         .enumerate()
-        .try_for_each(|(stretch, (x, output))| {
-            let rows = weights.rows(x, norm)?;
-            (0..outputs.div_ceil(columns)).try_for_each(|panel| {
-                weights.product(&rows, panel, |row, values| {
-                    let output = &mut output[row * outputs + panel * columns..][..values.len()];
-                    finish.run(
-                        values,
-                        stretch * count + row,
-                        panel * columns,
-                        outputs,
-                        output,
-                    );
-                })
-            })
+        .try_for_each(|(index, (x, output))| {
+            let rows = x.chunks(height * dims.inputs).map(laid_out);
+            let rows = rows.collect::<candle_core::Result<Vec<_>>>()?;
+            let mut tile = Tile {
+                row: index * block,
+                column: 0,
+                rows: output.chunks_exact_mut(dims.outputs).collect(),
+            };
+            run(&rows, &mut tile)
         })
 }
 
-/// How many of `rows` rows are multiplied at a time: a multiple of `step`, so many that the busiest of `threads` threads has
-/// the fewest, and the more the better.
-fn stretch(rows: usize, step: usize, threads: usize) -> usize {
-    let busiest = |count: usize| {
-        let last = (rows - 1) % count + 1;
-        let (full, rest) = ((rows - 1) / count / threads, (rows - 1) / count % threads);
-        full * count + if rest == 0 { last } else { count }
+/// How many of `count` go together, `most` at most and a multiple of `step`: so many that the busiest of `threads` threads
+/// has the fewest, and the more the better.
+pub(crate) fn together(count: usize, step: usize, most: usize, threads: usize) -> usize {
+    let busiest = |size: usize| {
+        let last = (count - 1) % size + 1;
+        let (full, rest) = ((count - 1) / size / threads, (count - 1) / size % threads);
+        full * size + if rest == 0 { last } else { size }
     };
-    let counts = (1..=MOST_ROWS / step).rev().map(|steps| steps * step);
-    counts.min_by_key(|count| busiest(*count)).unwrap_or(step)
-}
-
-/// Rows that a kernel of rten-gemm's takes at a time, which it does not tell.
-pub(crate) fn kernel_rows(name: &str) -> usize {
-    match name {
-        "x86_64-f32-avx512" | "x86_64-f32-fma" | "x86_64-u8i8i32-avx2" => 6,
-        _ => 8,
-    }
-}
-
-/// Weights in f32.
-pub(crate) struct F32Matrix {
-    panels: Panels<f32>,
-}
-
-impl F32Matrix {
-    /// From `[outputs, inputs]`.
-    pub fn new(weight: &[f32], outputs: usize, inputs: usize) -> candle_core::Result<Self> {
-        let panels = Panels::new(weight, outputs, inputs, |weight| {
-            GEMM.with(|gemm| gemm.prepack_b(weight))
-        })?;
-        Ok(Self { panels })
-    }
-}
-
-impl PackedWeights for F32Matrix {
-    type Rows<'x> = Cow<'x, [f32]>;
-
-    fn dims(&self) -> Dims {
-        self.panels.dims
-    }
-
-    fn kernel_rows(&self) -> usize {
-        GEMM.with(|gemm| kernel_rows(gemm.kernel_name()))
-    }
-
-    fn rows<'x>(&self, x: &'x [f32], norm: Option<Norm>) -> candle_core::Result<Cow<'x, [f32]>> {
-        Ok(match norm {
-            Some(norm) => {
-                let mut normed = vec![0.0; x.len()];
-                norm.run(x, &mut normed);
-                Cow::Owned(normed)
-            }
-            None => Cow::Borrowed(x),
-        })
-    }
-
-    fn product(
-        &self,
-        rows: &Cow<'_, [f32]>,
-        panel: usize,
-        mut take: impl FnMut(usize, &mut [f32]),
-    ) -> candle_core::Result<()> {
-        thread_local!(static PRODUCT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
-        let inputs = self.panels.dims.inputs;
-        let panel = &self.panels.packed[panel];
-        let count = rows.len() / inputs;
-        let rows = NdTensorView::try_from_data([count, inputs], &rows[..])
-            .map_err(candle_core::Error::wrap)?;
-        // Taken, not borrowed: where a product waits for its threads, another may begin on this one.
-        let mut product = PRODUCT.take();
-        product.resize(count * panel.cols(), 0.0);
-        let made = GEMM.with(|gemm| {
-            gemm.gemm(
-                &mut product,
-                GemmInputA::Unpacked(rows),
-                GemmInputB::Packed(panel),
-                GemmOptions::default(),
-            )
-        });
-        made.map_err(candle_core::Error::wrap)?;
-        for (row, values) in product.chunks_exact_mut(panel.cols()).enumerate() {
-            take(row, values);
-        }
-        PRODUCT.set(product);
-        Ok(())
-    }
-}
-
-/// `[inputs, outputs]`, packed panel by panel.
-pub(crate) struct Panels<T> {
-    pub packed: Vec<PackedBMatrix<T>>,
-    pub dims: Dims,
-}
-
-impl<T> Panels<T> {
-    /// From `[outputs, inputs]`, `pack` being what packs `[inputs, columns]`.
-    pub fn new(
-        weight: &[T],
-        outputs: usize,
-        inputs: usize,
-        pack: impl Fn(Matrix<T>) -> PackedBMatrix<T>,
-    ) -> candle_core::Result<Self> {
-        if weight.len() != outputs * inputs || weight.is_empty() {
-            let found = weight.len();
-            candle_core::bail!("{found} weights for {inputs} inputs and {outputs} outputs");
-        }
-        let most = PANEL_BYTES / (inputs * size_of::<T>());
-        let most = most.clamp(2 * COLUMNS_STEP, MOST_COLUMNS);
-        let even = outputs.div_ceil(outputs.div_ceil(most));
-        let columns = even.next_multiple_of(COLUMNS_STEP);
-        let packed = weight
-            .chunks(columns * inputs)
-            .map(|weight| {
-                NdTensorView::try_from_data([weight.len() / inputs, inputs], weight)
-                    .map(|weight| pack(weight.transposed()))
-                    .map_err(candle_core::Error::wrap)
-            })
-            .collect::<candle_core::Result<_>>()?;
-        Ok(Self {
-            packed,
-            dims: Dims {
-                inputs,
-                outputs,
-                columns,
-                bytes: size_of_val(weight),
-            },
-        })
-    }
+    let sizes = (1..=most / step).rev().map(|steps| steps * step);
+    sizes.min_by_key(|size| busiest(*size)).unwrap_or(step)
 }
 
 #[cfg(test)]
@@ -323,17 +298,20 @@ mod tests {
     use super::*;
 
     /// Weights that remember nothing but their sizes: each product's value is its row's first input and its own column.
-    struct Places(Dims);
+    struct Places {
+        dims: Dims,
+        cut: Cut,
+    }
 
     impl PackedWeights for Places {
         type Rows<'x> = &'x [f32];
 
         fn dims(&self) -> Dims {
-            self.0
+            self.dims
         }
 
-        fn kernel_rows(&self) -> usize {
-            8
+        fn cut(&self, _: usize, _: usize) -> Cut {
+            self.cut
         }
 
         fn rows<'x>(&self, x: &'x [f32], _: Option<Norm>) -> candle_core::Result<&'x [f32]> {
@@ -342,15 +320,29 @@ mod tests {
 
         fn product(
             &self,
-            rows: &&[f32],
-            panel: usize,
-            mut take: impl FnMut(usize, &mut [f32]),
+            stretches: &[&[f32]],
+            panels: Range<usize>,
+            mut take: impl FnMut(Part),
         ) -> candle_core::Result<()> {
-            let columns =
-                panel * self.0.columns..((panel + 1) * self.0.columns).min(self.0.outputs);
-            for (row, inputs) in rows.chunks(self.0.inputs).enumerate() {
-                let values = columns.clone().map(|column| inputs[0] + column as f32);
-                take(row, &mut values.collect::<Vec<_>>());
+            let width = self.dims.columns;
+            for panel in panels {
+                for (stretch, rows) in stretches.iter().enumerate() {
+                    let rows = rows.chunks(self.dims.inputs);
+                    let columns = panel * width..(panel + 1) * width;
+                    let values = rows.flat_map(|row| {
+                        let columns = columns.clone();
+                        columns.map(move |column| row[0] + column as f32)
+                    });
+                    let values: Vec<f32> = values.collect();
+                    for values in [None, Some(&values[..])] {
+                        take(Part {
+                            stretch,
+                            panel,
+                            values,
+                            width,
+                        });
+                    }
+                }
             }
             Ok(())
         }
@@ -358,51 +350,60 @@ mod tests {
 
     #[test]
     fn every_value_has_its_place_whichever_way() {
-        let (inputs, outputs, columns) = (3, 70, 32);
-        for rows in [1, 7, 48, 257] {
-            let x: Vec<f32> = (0..rows * inputs)
+        let (inputs, outputs) = (3, 70);
+        for (count, height, stretches, columns) in [
+            (1, 6, 1, 32),
+            (7, 6, 1, 8),
+            (48, 14, 3, 16),
+            (257, 14, 5, 32),
+            (257, 42, 1, 64),
+            (700, 14, 20, 128),
+        ] {
+            let x: Vec<f32> = (0..count * inputs)
                 .map(|i| 100.0 * (i / inputs) as f32)
                 .collect();
             let bias = vec![0.25; outputs];
-            let residual: Vec<f32> = (0..rows * outputs).map(|i| i as f32 * 1000.0).collect();
-            for bytes in [1, MOST_BYTES + 1] {
-                let weights = Places(Dims {
-                    inputs,
-                    outputs,
-                    columns,
-                    bytes,
-                });
+            let residual: Vec<f32> = (0..count * outputs).map(|i| i as f32 * 10.0).collect();
+            for (panels, bias) in [
+                (None, None),
+                (None, Some(&bias[..])),
+                (Some(1), Some(&bias)),
+                (Some(2), Some(&bias)),
+            ] {
+                let weights = Places {
+                    dims: Dims {
+                        inputs,
+                        outputs,
+                        columns,
+                        bytes: 0,
+                    },
+                    cut: Cut {
+                        height,
+                        stretches,
+                        panels,
+                    },
+                };
                 for kind in [Residual::None, Residual::Output, Residual::Rows(&residual)] {
                     let mut output = residual.clone();
                     let finish = Finish {
-                        bias: Some(&bias),
+                        bias,
                         activation: None,
                         residual: kind,
                     };
                     multiply(&weights, &x, None, &mut output, finish).unwrap();
                     for (i, value) in output.iter().enumerate() {
-                        let product = 100.0 * (i / outputs) as f32 + (i % outputs) as f32 + 0.25;
+                        let product = 100.0 * (i / outputs) as f32 + (i % outputs) as f32;
                         let added = match kind {
                             Residual::None => 0.0,
                             _ => residual[i],
                         };
-                        assert_eq!(*value, product + added, "{rows} rows, {bytes} bytes, {i}");
+                        assert_eq!(
+                            *value,
+                            product + bias.map_or(0.0, |bias| bias[0]) + added,
+                            "{count} rows, {columns} columns, {panels:?} panels, {i}"
+                        );
                     }
                 }
-            }
-        }
-    }
-
-    #[test]
-    fn stretches_are_shared_out_evenly() {
-        // The rows of one picture: 129 for one thread and 128 for the other, and 131 and 126.
-        assert_eq!(stretch(257, 8, 2), 64);
-        assert_eq!(stretch(257, 6, 2), 42);
-        assert_eq!(stretch(1, 8, 2), 64);
-        for rows in 1..600 {
-            for threads in [1, 2, 7, 64] {
-                let count = stretch(rows, 8, threads);
-                assert!(count.is_multiple_of(8) && (8..=MOST_ROWS).contains(&count));
             }
         }
     }
