@@ -226,7 +226,7 @@ impl PackedWeights for VnniMatrix {
                         let columns = panel * width..(panel + 1) * width;
                         let zeros = &stretches[stretch].zeros;
                         self.columns.dequantize(sums, zeros, columns, values);
-                        &values[..]
+                        &mut values[..]
                     });
                     take(Part {
                         stretch,

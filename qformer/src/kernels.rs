@@ -159,9 +159,11 @@ widest! {
             let (scales, rest_scales) = column_scales.as_chunks::<LANES>();
             let (values, rest_values) = column_values.as_chunks::<LANES>();
             for (((output, sums), scales), values) in output.iter_mut().zip(sums).zip(scales).zip(values) {
-                *output = std::array::from_fn(|lane| {
-                    (sums[lane] as f32 * scale).mul_add(scales[lane], zero * values[lane])
-                });
+                let mut made = [0.0; LANES];
+                for lane in 0..LANES {
+                    made[lane] = (sums[lane] as f32 * scale).mul_add(scales[lane], zero * values[lane]);
+                }
+                *output = made;
             }
             let rest = rest_output.iter_mut().zip(rest_sums).zip(rest_scales).zip(rest_values);
             for (((output, sum), of_scale), value) in rest {

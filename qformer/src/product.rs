@@ -63,7 +63,7 @@ pub(crate) struct Finish<'a> {
 struct FinishPart<'a, 'b> {
     finish: &'a Finish<'a>,
     /// `[rows, width]`.
-    values: &'a [f32],
+    values: &'a mut [f32],
     width: usize,
     /// The part of each row of the output that begins with these columns.
     output: &'a mut [&'b mut [f32]],
@@ -80,71 +80,60 @@ impl WithSimd for FinishPart<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        match self.finish.activation {
-            Some(Activation::Gelu) => self.run(kernels::gelu),
-            Some(Activation::QuickGelu) => self.run(kernels::quick_gelu),
-            None => self.run(|x| x),
-        }
-    }
-}
-
-impl FinishPart<'_, '_> {
-    #[inline(always)]
-    fn run(self, activation: impl Fn(f32) -> f32) {
         // The last panel may be wider than what is left.
         let columns = self.width.min(self.outputs - self.column);
-        let bias = match self.finish.bias {
-            Some(bias) => &bias[self.column..][..columns],
-            None => &[],
-        };
+        if let Some(bias) = self.finish.bias {
+            let bias = &bias[self.column..][..columns];
+            for row in self.values.chunks_exact_mut(self.width) {
+                combine(&mut row[..columns], bias, |x, bias| x + bias);
+            }
+        }
+        match self.finish.activation {
+            Some(Activation::Gelu) => {
+                for x in &mut *self.values {
+                    *x = kernels::gelu(*x);
+                }
+            }
+            Some(Activation::QuickGelu) => {
+                for x in &mut *self.values {
+                    *x = kernels::quick_gelu(*x);
+                }
+            }
+            None => (),
+        }
         let rows = self.values.chunks_exact(self.width).zip(self.output);
         for (row, (values, output)) in (self.row..).zip(rows) {
             let (values, output) = (&values[..columns], &mut output[self.offset..][..columns]);
-            let finished = |x, bias| activation(x + bias);
             match self.finish.residual {
-                Residual::None => {
-                    zipped(values, bias, &[], output, |x, bias, _, _| finished(x, bias))
-                }
-                Residual::Output => zipped(values, bias, &[], output, |x, bias, _, y| {
-                    y + finished(x, bias)
-                }),
+                Residual::None => combine(output, values, |_, x| x),
+                Residual::Output => combine(output, values, |y, x| y + x),
                 Residual::Rows(rows) => {
                     let rows = &rows[row * self.outputs + self.column..][..columns];
-                    zipped(values, bias, rows, output, |x, bias, residual, _| {
-                        residual + finished(x, bias)
-                    });
+                    combine(output, rows, |_, y| y);
+                    combine(output, values, |y, x| y + x);
                 }
             }
         }
     }
 }
 
-/// Makes each of `output` of what is there and what is in the others, 0 where `b` and `c` are shorter.
+/// Makes each of `values` of what is there and of its counterpart in `others`.
 #[inline(always)]
-fn zipped(
-    a: &[f32],
-    b: &[f32],
-    c: &[f32],
-    output: &mut [f32],
-    make: impl Fn(f32, f32, f32, f32) -> f32,
-) {
+fn combine(values: &mut [f32], others: &[f32], make: impl Fn(f32, f32) -> f32) {
     /// In stretches of one length: what is left of a vector loop's is done one by one.
     const LANES: usize = 16;
-    const NONE: [f32; LANES] = [0.0; LANES];
-    let ((a, a_rest), (b, b_rest), (c, c_rest)) = (
-        a.as_chunks::<LANES>(),
-        b.as_chunks::<LANES>(),
-        c.as_chunks::<LANES>(),
-    );
-    let (output, rest) = output.as_chunks_mut::<LANES>();
-    for (i, (output, a)) in output.iter_mut().zip(a).enumerate() {
-        let (b, c) = (b.get(i).unwrap_or(&NONE), c.get(i).unwrap_or(&NONE));
-        // Written when all are made: one by one they might be among what is read.
-        *output = std::array::from_fn(|lane| make(a[lane], b[lane], c[lane], output[lane]));
+    let (values, rest) = values.as_chunks_mut::<LANES>();
+    let (others, other_rest) = others.as_chunks::<LANES>();
+    for (values, others) in values.iter_mut().zip(others) {
+        // Written when all are made: one by one they might be among the others.
+        let mut made = *values;
+        for (x, other) in made.iter_mut().zip(others) {
+            *x = make(*x, *other);
+        }
+        *values = made;
     }
-    let or_0 = |values: &[f32], i: usize| values.get(i).copied().unwrap_or_default();
-    for (i, (output, a)) in rest.iter_mut().zip(a_rest).enumerate() {
-        *output = make(*a, or_0(b_rest, i), or_0(c_rest, i), *output);
+    for (x, other) in rest.iter_mut().zip(other_rest) {
+        *x = make(*x, *other);
     }
 }
 
@@ -204,7 +193,7 @@ pub(crate) struct Part<'a> {
     pub stretch: usize,
     pub panel: usize,
     /// `[rows of the stretch, width]`; none where it is about to be computed, and there is time to prepare for it.
-    pub values: Option<&'a [f32]>,
+    pub values: Option<&'a mut [f32]>,
     /// At least the panel's columns; what more there is means nothing.
     pub width: usize,
 }
@@ -333,8 +322,8 @@ mod tests {
                         let columns = columns.clone();
                         columns.map(move |column| row[0] + column as f32)
                     });
-                    let values: Vec<f32> = values.collect();
-                    for values in [None, Some(&values[..])] {
+                    let mut values: Vec<f32> = values.collect();
+                    for values in [None, Some(&mut values[..])] {
                         take(Part {
                             stretch,
                             panel,

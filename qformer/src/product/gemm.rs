@@ -158,7 +158,7 @@ impl PackedWeights for GemmF32 {
                 take(Part {
                     stretch,
                     panel,
-                    values: Some(&product),
+                    values: Some(&mut product),
                     width,
                 });
             }

@@ -20,9 +20,11 @@ const MOST_LINES: usize = 96;
 const MOST_PANELS: usize = 12;
 /// Most rows of a block.
 const MOST_ROWS: usize = 280;
-/// Rows of a block that are enough for all weights to be read for it.
+/// Most rows of a block where rows are shared out and not panels: the fewer, the sooner all threads are done.
+const MOST_OWN_ROWS: usize = 128;
+/// Rows of such a block that are enough for all weights to be read for it.
 const FEWEST_ROWS: usize = 56;
-/// Blocks for each thread where rows are shared out, so that it is done evenly.
+/// Fewest such blocks for each thread.
 const BLOCKS_PER_THREAD: usize = 2;
 
 /// Multiplies a few rows by the columns of a panel, in steps of one or more inputs.
@@ -173,10 +175,12 @@ impl<K: Kernel> Panels<K> {
     pub fn cut(&self, rows: usize, threads: usize) -> Cut {
         // Stretches, and blocks of them, that are all about as large.
         let even = |count: usize, most: usize| count.div_ceil(count.div_ceil(most));
-        let of_thread = rows.div_ceil(BLOCKS_PER_THREAD * threads);
-        let by_panel = self.dims.bytes > MOST_BYTES || of_thread < FEWEST_ROWS;
-        let most = if by_panel { rows } else { of_thread };
-        let block = even(rows, most.min(MOST_ROWS));
+        let blocks = rows
+            .div_ceil(MOST_OWN_ROWS)
+            .max(BLOCKS_PER_THREAD * threads);
+        let own = rows.div_ceil(blocks.next_multiple_of(threads));
+        let by_panel = self.dims.bytes > MOST_BYTES || own < FEWEST_ROWS;
+        let block = if by_panel { even(rows, MOST_ROWS) } else { own };
         let height = even(block, K::rows());
         Cut {
             height,
@@ -192,7 +196,7 @@ impl<K: Kernel> Panels<K> {
         stretches: impl Iterator<Item = &'a [[K::Inputs; LINE]]> + Clone,
         panels: Range<usize>,
         sums: &mut Vec<K::Sum>,
-        mut take: impl FnMut(usize, usize, Option<&[K::Sum]>),
+        mut take: impl FnMut(usize, usize, Option<&mut [K::Sum]>),
     ) where
         K::Inputs: 'a,
     {
@@ -358,6 +362,7 @@ mod tests {
             assert_eq!(parts, 3 * (panels_in_all - 2));
         }
     }
+
     #[test]
     fn rows_and_panels_are_cut_into_parts_that_cover_them() {
         for (inputs, outputs) in [(8, 8), (64, 1000), (900, 1000)] {
@@ -369,9 +374,12 @@ mod tests {
                     cut.stretches >= 1 && cut.stretches * cut.height < MOST_ROWS + Small::rows()
                 );
                 // All weights for each block only where they are few and the rows many.
-                let by_panel = panels.dims.bytes > MOST_BYTES
-                    || rows.div_ceil(BLOCKS_PER_THREAD * threads) < FEWEST_ROWS;
-                assert_eq!(cut.panels.is_some(), by_panel);
+                let (few, by_rows) = (panels.dims.bytes <= MOST_BYTES, cut.panels.is_none());
+                if !few || rows < FEWEST_ROWS {
+                    assert!(!by_rows, "{rows} rows");
+                } else if rows >= BLOCKS_PER_THREAD * threads * FEWEST_ROWS {
+                    assert!(by_rows, "{rows} rows, {threads} threads");
+                }
                 assert!(
                     cut.panels
                         .is_none_or(|panels| (1..=MOST_PANELS).contains(&panels))
