@@ -22,6 +22,8 @@ pub(crate) mod vnni;
 /// Up to so many bytes of weights, each block of rows is multiplied with all of them; more of them would be read anew from
 /// beyond L2 for each.
 const MOST_BYTES: usize = 3 << 20;
+/// Values that are finished together, few enough for L1.
+const L1_VALUES: usize = 4096;
 
 /// LayerNorm of rows of `weight.len()` values.
 #[derive(Clone, Copy)]
@@ -82,35 +84,40 @@ impl WithSimd for FinishPart<'_, '_> {
     fn with_simd<S: Simd>(self, _: S) {
         // The last panel may be wider than what is left.
         let columns = self.width.min(self.outputs - self.column);
-        if let Some(bias) = self.finish.bias {
-            let bias = &bias[self.column..][..columns];
-            for row in self.values.chunks_exact_mut(self.width) {
-                combine(&mut row[..columns], bias, |x, bias| x + bias);
-            }
-        }
-        match self.finish.activation {
-            Some(Activation::Gelu) => {
-                for x in &mut *self.values {
-                    *x = kernels::gelu(*x);
+        let together = (L1_VALUES / self.width).max(1);
+        let parts = self.values.chunks_mut(together * self.width);
+        let parts = parts.zip(self.output.chunks_mut(together));
+        for (first, (values, output)) in (self.row..).step_by(together).zip(parts) {
+            if let Some(bias) = self.finish.bias {
+                let bias = &bias[self.column..][..columns];
+                for row in values.chunks_exact_mut(self.width) {
+                    combine(&mut row[..columns], bias, |x, bias| x + bias);
                 }
             }
-            Some(Activation::QuickGelu) => {
-                for x in &mut *self.values {
-                    *x = kernels::quick_gelu(*x);
+            match self.finish.activation {
+                Some(Activation::Gelu) => {
+                    for x in &mut *values {
+                        *x = kernels::gelu(*x);
+                    }
                 }
+                Some(Activation::QuickGelu) => {
+                    for x in &mut *values {
+                        *x = kernels::quick_gelu(*x);
+                    }
+                }
+                None => (),
             }
-            None => (),
-        }
-        let rows = self.values.chunks_exact(self.width).zip(self.output);
-        for (row, (values, output)) in (self.row..).zip(rows) {
-            let (values, output) = (&values[..columns], &mut output[self.offset..][..columns]);
-            match self.finish.residual {
-                Residual::None => combine(output, values, |_, x| x),
-                Residual::Output => combine(output, values, |y, x| y + x),
-                Residual::Rows(rows) => {
-                    let rows = &rows[row * self.outputs + self.column..][..columns];
-                    combine(output, rows, |_, y| y);
-                    combine(output, values, |y, x| y + x);
+            let rows = values.chunks_exact(self.width).zip(output);
+            for (row, (values, output)) in (first..).zip(rows) {
+                let (values, output) = (&values[..columns], &mut output[self.offset..][..columns]);
+                match self.finish.residual {
+                    Residual::None => combine(output, values, |_, x| x),
+                    Residual::Output => combine(output, values, |y, x| y + x),
+                    Residual::Rows(rows) => {
+                        let rows = &rows[row * self.outputs + self.column..][..columns];
+                        combine(output, rows, |_, y| y);
+                        combine(output, values, |y, x| y + x);
+                    }
                 }
             }
         }

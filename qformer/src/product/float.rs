@@ -214,6 +214,7 @@ impl PackedWeights for PackedF32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::product::Residual;
 
     fn check<S: Simd>(simd: S) {
         let [most, columns] = Shape.with_simd(simd);
@@ -259,6 +260,41 @@ mod tests {
             }
             if let Some(simd) = pulp::x86::V4::try_new() {
                 check(simd);
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_right_laid_out_either_way() {
+        let number = |i: usize| ((i * 7919 + 13) % 251) as f32 / 250.0 - 0.5;
+        // The last two with weights that are shared out, and with more steps than go at once.
+        for (rows, inputs, outputs) in [(1, 8, 5), (5, 33, 17), (257, 100, 70), (30, 1700, 500)] {
+            let weight: Vec<f32> = (0..outputs * inputs).map(number).collect();
+            let x: Vec<f32> = (0..rows * inputs).map(|i| number(3 * i + 1)).collect();
+            let bias: Vec<f32> = (0..outputs).map(number).collect();
+            for matrix in [
+                F32Matrix::Packed(PackedF32::new(&weight, outputs, inputs)),
+                F32Matrix::Gemm(GemmF32::new(&weight, outputs, inputs).unwrap()),
+            ] {
+                let mut found = vec![1.0; rows * outputs];
+                let finish = Finish {
+                    bias: Some(&bias),
+                    activation: None,
+                    residual: Residual::Output,
+                };
+                matrix.multiply(&x, None, &mut found, finish).unwrap();
+                for (i, found) in found.iter().enumerate() {
+                    let (row, output) = (i / outputs, i % outputs);
+                    let inputs = x[row * inputs..][..inputs]
+                        .iter()
+                        .zip(&weight[output * inputs..]);
+                    let product: f64 = inputs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                    let expected = product + f64::from(bias[output]) + 1.0;
+                    assert!(
+                        (f64::from(*found) - expected).abs() < 1e-4,
+                        "{row} {output}"
+                    );
+                }
             }
         }
     }
